@@ -1,0 +1,72 @@
+"""Settings by name: objectives to train with, and how to sample with so many network evaluations.
+
+Published values; where the official sources disagree (4 steps) the text beside the row says what we took.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+
+from torch import Tensor
+
+from . import schedule
+from .objective import Objective
+from .sampler import Stochasticity
+
+_TWINFLOW = Objective(guidance=0.5)
+
+OBJECTIVES: dict[str, Objective] = {
+    "twinflow": _TWINFLOW,
+    "rcgm": replace(_TWINFLOW, roles=dict(one_step=1, multi_step=1, any_step=1), rectify=0.0),
+    "flow-matching": Objective(roles=dict(multi_step=1), order=0, rectify=0.0),
+    "lora-1st-order": replace(_TWINFLOW, roles=dict(one_step=1, multi_step=1, few_step=1, fake=1), order=1),
+    "lora-2nd-order": _TWINFLOW,
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample with `steps` network evaluations; the fields are sampler.sample's and schedule.times'."""
+
+    steps: int
+    style: str = "few"
+    stochasticity: Stochasticity = 0.0
+    start_gap: float = 0.001
+    end_gap: float = 0.5
+    warp: tuple[float, float, float] = schedule.NO_WARP
+    order: int = 1
+    extrapolation: float = 0.0
+
+    def times(self) -> Tensor:
+        """The schedule, float64; order 2 takes two evaluations a step, so it has half as many."""
+        steps = (self.steps + 1) // 2 if self.order == 2 else self.steps
+        return schedule.times(steps, self.start_gap, self.end_gap, self.warp)
+
+    def options(self) -> dict:
+        """The keyword arguments of sampler.sample."""
+        return {name: getattr(self, name) for name in ("style", "order", "stochasticity", "extrapolation")}
+
+    def to_json(self) -> dict:
+        """What the metadata of a weights file holds (`twinflow.sampler`)."""
+        values = asdict(self) | {"gaps": [self.start_gap, self.end_gap], "warp": list(self.warp)}
+        return {name: values[name] for name in _JSON}
+
+    @classmethod
+    def from_json(cls, values: dict | str) -> "Sampling":
+        """The inverse of to_json, also of its text; absent fields take their defaults.  Raises ValueError."""
+        values = json.loads(values) if isinstance(values, str) else values
+        if not isinstance(values, dict) or not isinstance(values.get("steps"), int) or values.keys() - set(_JSON):
+            raise ValueError(f"sampler settings are {values!r}; expected an object with steps and any of {', '.join(_JSON)}")
+        values = dict(values)
+        gaps = values.pop("gaps", (cls.start_gap, cls.end_gap))
+        return cls(**values | {"start_gap": gaps[0], "end_gap": gaps[1], "warp": tuple(values.get("warp", cls.warp))})
+
+
+_JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation")
+
+SAMPLING: dict[int, Sampling] = {
+    1: Sampling(1, "few", 0.0, end_gap=0.7),
+    2: Sampling(2, "few", 1.0, end_gap=0.6),
+    4: Sampling(4, "few", 1.0, end_gap=0.5),  # "any" with 0 in other official places
+    8: Sampling(8, "any", 0.0, end_gap=0.5),
+    30: Sampling(30, "multi", 0.0, end_gap=0.0, warp=(1.17, 0.8, 1.1)),
+}

@@ -1,0 +1,43 @@
+"""Prompt embeddings on disk, so that a checkpoint can be tried without its text encoder.
+
+One safetensors file: `<name>.embeds` (L, D), unpadded, and `<name>.pooled` (P,) where the backbone has one; the metadata
+key `twinflow.prompts` maps every name to its text.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .weights import WeightsError, load, read_header, save
+
+
+class Prompt(NamedTuple):
+    """text, its token embeddings (L, D), and its pooled embedding (P,) or None."""
+
+    text: str
+    embeds: Tensor
+    pooled: Tensor | None = None
+
+
+def save_prompts(path: str | os.PathLike, prompts: Mapping[str, Prompt]) -> None:
+    tensors = {f"{name}.embeds": p.embeds for name, p in prompts.items()}
+    tensors |= {f"{name}.pooled": p.pooled for name, p in prompts.items() if p.pooled is not None}
+    save(tensors, path, {"twinflow.prompts": json.dumps({name: p.text for name, p in prompts.items()})})
+
+
+def load_prompts(path: str | os.PathLike) -> dict[str, Prompt]:
+    """The prompts by name.  Raises WeightsError for a file that holds none."""
+    texts = read_header(path).metadata.get("twinflow.prompts")
+    if texts is None:
+        raise WeightsError(f"{path}: holds no prompts (no 'twinflow.prompts' in its metadata); expected the trainer's prompts.safetensors")
+    tensors = load(path)
+    try:
+        return {
+            name: Prompt(text, tensors[f"{name}.embeds"], tensors.get(f"{name}.pooled"))
+            for name, text in json.loads(texts).items()
+        }
+    except (KeyError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: the list of prompts does not fit the tensors ({error}): write the file again") from None

@@ -1,0 +1,162 @@
+"""Weights on disk: safetensors only, written atomically, read with one clear line for every fault.
+
+Our files say in their metadata how the weights hear the times and how to sample with them (see Provenance).
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import __version__
+from .presets import Sampling
+from .time_embedding import TIME_RULES
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used; the message names the file, what was found and what to do."""
+
+
+class Header(NamedTuple):
+    """What a safetensors file says of itself: its metadata, and the dtype and shape of every tensor by name."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """The header of a safetensors file, checked against the file's size; no tensor is read.  Raises WeightsError."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, 100_000_000):
+                raise WeightsError(f"{path}: not a safetensors file, or cut off in its header ({size} bytes): fetch it again")
+            entries = json.loads(file.read(length))
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: (e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
+        ends = max((e["data_offsets"][1] for e in entries.values()), default=0)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); expected a .safetensors file") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: the safetensors header is damaged ({error}): fetch or write the file again") from None
+    if 8 + length + ends != size:
+        raise WeightsError(f"{path}: has {size} bytes; its header promises {8 + length + ends}: the file is cut off, fetch it again")
+    return Header(metadata, tensors)
+
+
+def load(path: str | os.PathLike, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all or only those named.  Raises WeightsError; a missing name is one, too."""
+    header = read_header(path)
+    names = list(header.tensors if names is None else names)
+    missing = [name for name in names if name not in header.tensors]
+    if missing:
+        raise WeightsError(f"{path}: has no tensor {missing[0]!r} (and {len(missing) - 1} more of {len(names)} asked for)")
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def save(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors (made contiguous, in their dtype, on the CPU) and metadata, atomically; the folder must exist."""
+    ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """Call write(temporary file), flush that to disk and put it in place of path: the old file or the new, never half."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut could still undo the rename
+    finally:
+        os.close(folder)
+
+
+def write_json(value, path: str | os.PathLike) -> None:
+    """value as indented JSON, atomically."""
+    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=2) + "\n"))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The `twinflow.*` metadata of a weights file.
+
+    time: "two" (a second embedder is in the file) or "fold" (the model hears t - r / 2).  base_model: the backbone that
+    it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
+    """
+
+    time: str
+    base_model: str
+    rank: int | None = None
+    sampler: tuple[Sampling, ...] = ()
+    step: int = 0
+    config_hash: str = ""
+
+    def to_metadata(self) -> dict[str, str]:
+        values = {
+            "twinflow.version": __version__,
+            "twinflow.time": self.time,
+            "twinflow.base_model": self.base_model,
+            "twinflow.sampler": json.dumps([s.to_json() for s in self.sampler]),
+            "twinflow.step": str(self.step),
+            "twinflow.config_hash": self.config_hash,
+            "modelspec.sai_model_spec": "1.0.0",
+            "modelspec.architecture": self.base_model + ("/lora" if self.rank else ""),
+            "modelspec.title": f"TwinFlow {self.base_model}",
+            "modelspec.implementation": "twinflow",
+        }
+        return values | ({"twinflow.rank": str(self.rank)} if self.rank else {})
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Provenance | None":
+        """None for a file that is not ours.  Raises WeightsError where ours says something that has no meaning."""
+        if "twinflow.time" not in metadata:
+            return None
+        get = metadata.get
+        try:
+            if get("twinflow.time") not in TIME_RULES:
+                raise ValueError(f"twinflow.time is {get('twinflow.time')!r}; expected one of {', '.join(TIME_RULES)}")
+            sampler = json.loads(get("twinflow.sampler", "[]"))
+            return cls(
+                time=get("twinflow.time"),
+                base_model=get("twinflow.base_model", ""),
+                rank=int(get("twinflow.rank")) if get("twinflow.rank") else None,
+                sampler=tuple(Sampling.from_json(s) for s in (sampler if isinstance(sampler, list) else [sampler])),
+                step=int(get("twinflow.step", "0")),
+                config_hash=get("twinflow.config_hash", ""),
+            )
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"the file's twinflow metadata cannot be used: {error}") from None
+
+
+def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that most of the numbers have."""
+    count: dict[torch.dtype, int] = {}
+    for t in tensors.values():
+        count[t.dtype] = count.get(t.dtype, 0) + t.numel()
+    return max(count, key=count.get)
