@@ -6,9 +6,12 @@ It eats latents packed into patches and hears the noise time in [0, 1].  cond is
 import inspect
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from twinflow.prompts import Prompt
 from twinflow.time_embedding import fold, stack
+
+from .. import TrainerError
 
 
 def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two", exact: bool = True) -> Tensor:
@@ -53,7 +56,7 @@ def text_arguments(core, embeds: Tensor, mask: Tensor | None, patches: int) -> d
         if core.gradient_checkpointing and torch.is_grad_enabled():
             raise ValueError(
                 "this diffusers ignores the mask of padded text under gradient checkpointing; "
-                "expected prompts of one length, checkpointing off, or diffusers 0.37 or newer (pip install -U diffusers)"
+                "expected prompts of one length, checkpointing off, or diffusers above 0.36 (pip install -U diffusers)"
             )
         joint = torch.cat([mask, mask.new_ones(len(mask), patches)], dim=1)
         arguments["attention_kwargs"] = dict(attention_mask=joint[:, None, None])
@@ -71,3 +74,34 @@ def unpack(patches: Tensor, grid: tuple[int, int], p: int) -> Tensor:
     """The inverse of pack."""
     x = patches.reshape(len(patches), *grid, -1, p, p).permute(0, 3, 1, 4, 2, 5)
     return x.reshape(len(patches), -1, grid[0] * p, grid[1] * p)
+
+
+def collate(prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+    """Prompts as cond: embeds (B, L, D) padded with zeros to the longest, mask (B, L)."""
+    embeds = nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True)
+    lengths = torch.tensor([len(p.embeds) for p in prompts])
+    return embeds, torch.arange(embeds.shape[1]) < lengths[:, None]
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+def lora_targets(model: nn.Module, targets: str) -> list[str]:
+    """Linear layers by full name: "attention" (of both streams), "all", or names by their ends, comma-separated.
+
+    Never one of the second embedder, which is trained whole.  Raises TrainerError for a name that fits nothing.
+    """
+    linear = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("time_text_embed_2.")
+    ]
+    ends = ATTENTION if targets == "attention" else tuple(t.strip() for t in targets.split(",") if t.strip())
+    if targets == "all":
+        return linear
+    for end in ends:
+        if not any(name == end or name.endswith("." + end) for name in linear):
+            raise TrainerError(
+                f"targets: {end!r} names no linear layer; expected all, attention, or ends such as to_q,img_mlp.net.2"
+            )
+    if not ends:
+        raise TrainerError("targets is empty; expected all, attention, or names such as to_q,to_k")
+    return [name for name in linear if any(name == end or name.endswith("." + end) for end in ends)]

@@ -23,7 +23,7 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two")
     out = model(
         x=list(x.to(dtype).unsqueeze(2)),
         t=times,
-        cap_feats=[e[m] for e, m in zip(embeds.to(dtype), mask.bool())],
+        cap_feats=[e[m] for e, m in zip(embeds.to(dtype), mask.bool(), strict=True)],
         return_dict=False,
     )[0]
     return -torch.stack(list(out)).squeeze(2)
