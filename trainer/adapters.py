@@ -1,0 +1,160 @@
+"""What is trained, and how it is written: a LoRA (with or without a second embedder) or all weights.
+
+A Trainee holds the backbone's model and names its trained tensors.  Teachers are the same model run with other values
+for those tensors (torch.func.functional_call): no copy of the weights, no adapter left active by mistake.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from twinflow.weights import Provenance, WeightsError
+
+from . import TrainerError
+from .backbones import Backbone
+from .config import Config
+
+PREFIX = "diffusion_model."  # of the names in an adapter file; ComfyUI's own
+LORA = re.compile(r"(.*)\.lora_([AB])\.default\.weight")
+
+
+class VelocityModel(nn.Module):
+    """A backbone's model as v(x_t, t, r, cond), so that a distributed wrapper sees one forward."""
+
+    def __init__(self, backbone: Backbone, model: nn.Module, time: str):
+        super().__init__()
+        self.backbone, self.model, self.time = backbone, model, time
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond) -> Tensor:
+        return self.backbone.velocity(self.model, x, t, r, cond, time=self.time)
+
+
+class With:
+    """A network run with other values for some of its tensors; never with gradient."""
+
+    def __init__(self, network: nn.Module, values: Mapping[str, Tensor], *, at_t: bool = False):
+        self.network, self.values, self.at_t = network, dict(values), at_t
+
+    @torch.no_grad()
+    def __call__(self, x, t, r, cond):
+        if self.at_t:  # undo the folding: ask at t itself
+            r = torch.zeros_like(r)
+        return torch.func.functional_call(self.network, self.values, (x, t, r, cond))
+
+
+class Trainee:
+    """model becomes trainable in place, as config.mode and config.time say.
+
+    network: the VelocityModel.  tensors: its trained parameters by name, in a fixed order.
+    """
+
+    def __init__(self, backbone: Backbone, model: nn.Module, config: Config):
+        self.backbone, self.config = backbone, config
+        model.requires_grad_(False)
+        self.time = config.time if config.mode == "lora" else "two"
+        second = backbone.second_embedder.install(model) if self.time == "two" else None
+        if config.mode == "lora":
+            add_lora(model, backbone.lora_targets(model, config.targets), config)
+        else:
+            model.requires_grad_(True)
+        if second is not None:
+            second.requires_grad_(True)
+        self.network = VelocityModel(backbone, model, self.time)
+        self.tensors = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self._base = None
+        if config.mode == "full" and (config.guide == "base" or config.target == "teacher"):
+            self._base = {name: p.detach().clone() for name, p in self.tensors.items()}
+
+    def groups(self) -> list[dict]:
+        """Optimiser groups: the second embedder may learn at its own rate."""
+        second = f"model.{self.backbone.second_embedder.name}."
+        split = {True: [], False: []}
+        for name, p in self.tensors.items():
+            split[name.startswith(second)].append(p)
+        rates = {True: self.config.embedder_lr or self.config.lr, False: self.config.lr}
+        return [dict(params=ps, lr=rates[k], peak=rates[k]) for k, ps in split.items() if ps]
+
+    def base(self) -> With:
+        """The frozen model that training started from, asked for its instantaneous velocity."""
+        if self.config.mode == "full":
+            return With(self.network, self._base)
+        off = {name: torch.zeros_like(p) for name, p in self.tensors.items() if ".lora_B." in name}
+        return With(self.network, off, at_t=self.time == "fold" and self.config.base_time == "t")
+
+    def file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the weights file for these values of the trained tensors, under the file's names."""
+        values = {name.removeprefix("model."): v for name, v in values.items()}
+        if self.config.mode == "full":
+            state = self.network.model.state_dict()
+            return self.backbone.to_file(state | values)
+        out, scale = {}, lora_scale(self.config)
+        for name, value in values.items():
+            if match := LORA.fullmatch(name):
+                module, half = match.groups()
+                out[f"{PREFIX}{module}.lora_{half}.weight"] = value * scale if half == "B" else value
+            else:
+                out[PREFIX + name] = value
+        return out
+
+    def provenance(self, step: int) -> Provenance:
+        config = self.config
+        rank = config.rank if config.mode == "lora" else None
+        return Provenance(self.time, self.backbone.base_model, rank, self.backbone.sampling, step, config.hash())
+
+
+def lora_scale(config: Config) -> float:
+    alpha = config.rank if config.alpha is None else config.alpha
+    return alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+
+
+def add_lora(model: nn.Module, targets: list[str], config: Config) -> None:
+    """PEFT's LoRA on exactly these modules, float32, B zero: the model still says what it said."""
+    pattern = "|".join(re.escape(name) for name in targets)  # a list would also match by suffix
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=lora_scale(config) * config.rank,
+        lora_dropout=config.dropout,
+        target_modules=pattern,
+    )
+    peft.inject_adapter_in_model(settings, model)
+    for name, p in model.named_parameters():
+        if ".lora_" in name:
+            p.data = p.data.float()
+
+
+def load_adapter(backbone: Backbone, model: nn.Module, tensors: Mapping[str, Tensor], path) -> str:
+    """Put an adapter file's tensors (as Trainee.file writes them) into a plain model, in place; returns its time rule.
+
+    The LoRA is merged into the weights.  Raises WeightsError for a tensor that fits nowhere.
+    """
+    tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items()}
+    second = {n: t for n, t in tensors.items() if n.startswith(backbone.second_embedder.name + ".")}
+    if second:
+        backbone.second_embedder.install(model)
+    state = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in second.items():
+            if name not in state or state[name].shape != value.shape:
+                raise WeightsError(f"{path}: {name!r} {tuple(value.shape)} does not fit {backbone.name}")
+            state[name].copy_(value)
+        for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
+            module = name.removesuffix(".lora_A.weight")
+            weight, up = state.get(module + ".weight"), tensors.get(module + ".lora_B.weight")
+            if weight is None or up is None or weight.shape != (len(up), tensors[name].shape[1]):
+                raise WeightsError(f"{path}: the LoRA of {module!r} does not fit {backbone.name}: it is of another model")
+            weight.add_(up.to(weight) @ tensors[name].to(weight))
+    return "two" if second else "fold"
+
+
+def check_fits(tensors: Mapping[str, tuple[str, tuple[int, ...]]], model: nn.Module, path) -> None:
+    """Raises TrainerError unless a file has exactly the model's tensors, in its shapes."""
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise TrainerError(f"{path}: has no {name!r}; expected a {type(model).__name__} of this size: it is of another model")
+        if tensors[name][1] != shape:
+            raise TrainerError(f"{path}: {name!r} is {tensors[name][1]}; expected {shape}: it is of another size")

@@ -1,0 +1,241 @@
+"""Handwritten digits (scikit-learn, 8x8, 1797 images) with a tiny Qwen-Image transformer: the whole road on a laptop.
+
+The three colour channels of an 8x8 picture stand for latents, so there is no VAE; the prompts "a handwritten 3" are
+learnt tokens, so there is no text encoder.  All else is Qwen-Image: class, key names, time conditioning.
+"""
+
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from twinflow.objective import Objective
+from twinflow.presets import OBJECTIVES, Sampling
+from twinflow.prompts import Prompt, load_prompts, save_prompts
+from twinflow.time_embedding import SECOND_EMBEDDERS
+from twinflow.weights import load, read_header, save
+
+from .. import quality
+from ..adapters import check_fits
+from ..generate import Plain, generate, load_trained, noise
+from ..log import Log
+from ..loop import Job, train
+from . import qwen_image
+
+CLASSES = 10
+SIDE = 8
+TEST_SIZE = 450  # images the generator never sees
+ARCHITECTURE = dict(
+    patch_size=2,
+    in_channels=12,
+    out_channels=3,
+    num_layers=3,
+    attention_head_dim=32,
+    num_attention_heads=2,
+    joint_attention_dim=64,
+    axes_dims_rope=(8, 12, 12),
+)
+TOKENS = 1  # learnt tokens a prompt
+DROP = 0.1  # share of rows of the base's training without a prompt
+
+
+@cache
+def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test pictures (N, 1, 8, 8) in [0, 1] and labels (N,): x_train, y_train, x_test, y_test."""
+    digits = load_digits()
+    parts = train_test_split(digits.data, digits.target, test_size=TEST_SIZE, stratify=digits.target, random_state=0)
+    x_train, x_test = (torch.tensor(x, dtype=torch.float32).reshape(-1, 1, SIDE, SIDE) / 16 for x in parts[:2])
+    y_train, y_test = (torch.tensor(y) for y in parts[2:])
+    return x_train, y_train, x_test, y_test
+
+
+def encode(pictures: Tensor) -> Tensor:
+    """Grey pictures (N, 1, 8, 8) in [0, 1] to latents (N, 3, 8, 8) in [-1, 1]."""
+    return (pictures * 2 - 1).expand(-1, 3, -1, -1)
+
+
+def decode(latents: Tensor) -> Tensor:
+    """The inverse of encode: the mean of the channels, clamped to [0, 1]."""
+    return ((latents.float().mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
+
+
+class PromptTable(nn.Module):
+    """The learnt tokens: one prompt a digit and, last, the empty prompt.  cond (labels (B,),) to (embeds, mask)."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        shape = (CLASSES + 1, TOKENS, ARCHITECTURE["joint_attention_dim"])
+        self.tokens = nn.Parameter(torch.randn(shape, generator=generator))
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        embeds = self.tokens[labels]
+        return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+
+    def prompts(self) -> dict[str, Prompt]:
+        """By name: "0" to "9", and "" for the empty prompt."""
+        names = [str(k) for k in range(CLASSES)] + [""]
+        return {
+            name: Prompt(f"a handwritten {name}" if name else "", embeds.detach().clone())
+            for name, embeds in zip(names, self.tokens)
+        }
+
+
+@dataclass
+class Labelled:
+    """The training pictures under conditions made from their labels: class numbers, or (embeds, mask) looked up."""
+
+    table: tuple[Tensor, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(images()[0])
+
+    def batch(self, rows: Tensor):
+        x, y = images()[0][rows], images()[1][rows]
+        empty = torch.full_like(y, CLASSES)
+        if self.table is None:
+            return encode(x), (y,), (empty,)
+        return encode(x), tuple(c[y] for c in self.table), tuple(c[empty] for c in self.table)
+
+
+class Base(nn.Module):
+    """What stage 1 trains: the transformer and its prompts together, as v(x_t, t, r, (labels,)); r is not heard."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.table, self.transformer = PromptTable(generator), BACKBONE.transformer(generator)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond) -> Tensor:
+        (labels,) = cond
+        dropped = torch.rand(len(labels)) < DROP if self.training else torch.zeros(len(labels), dtype=torch.bool)
+        cond = self.table(torch.where(dropped.to(labels.device), CLASSES, labels))
+        return qwen_image.velocity(self.transformer, x, t, torch.zeros_like(t), cond, time="fold")
+
+
+@dataclass
+class Prepared:
+    """model: the plain transformer.  data: what to train on.  prompts: by name."""
+
+    model: nn.Module
+    data: Labelled
+    prompts: dict[str, Prompt]
+
+
+class Digits:
+    name = "digits"
+    base_model = "digits"
+    second_embedder = SECOND_EMBEDDERS["qwen-image"]
+    velocity = staticmethod(qwen_image.velocity)
+    sampling = (
+        Sampling(1, "few", 0.0, end_gap=0.7),
+        Sampling(2, "any", 0.0, end_gap=0.6),
+        Sampling(4, "any", 0.0, end_gap=0.5),
+        Sampling(8, "any", 0.0, end_gap=0.5),
+        Sampling(32, "multi", 0.0, end_gap=0.0),
+    )
+    base_sampling = tuple(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8, 32))
+
+    def recipe(self, mode: str) -> dict:
+        own = dict(lr=4e-3, alpha=8.0) if mode == "lora" else dict(lr=1e-3)
+        return own | dict(
+            base_steps=2000, steps=1000, batch=128, ema=0.99, difference=0.05,
+            roles=dict(one_step=1, multi_step=1, any_step=1, few_step=1, fake=1),
+        )  # fmt: skip
+
+    def transformer(self, generator: torch.Generator) -> QwenImageTransformer2DModel:
+        """A fresh transformer.  Its output starts at zero, the mean of all velocities."""
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            model = QwenImageTransformer2DModel(**ARCHITECTURE)
+        nn.init.zeros_(model.proj_out.weight)
+        nn.init.zeros_(model.proj_out.bias)
+        return model
+
+    def prepare(self, config, folder: Path, accelerator, log: Log) -> Prepared:
+        """Stage 1: the flow-matching base, trained once for all runs in config.out with the same base settings."""
+        cache = config.out / "cache" / f"digits-{config.hash(base=True)}"
+        cache.mkdir(parents=True, exist_ok=True)
+        own_log = Log(cache / "metrics.csv", accelerator, config.log_every)
+        if not (cache / "prompts.safetensors").exists():  # written last
+            pretrain(config, cache, accelerator, own_log)
+        log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
+        for name in ("base.safetensors", "prompts.safetensors"):
+            shutil.copyfile(cache / name, folder / f".{name}")
+            (folder / f".{name}").replace(folder / name)
+        prompts = load_prompts(folder / "prompts.safetensors")
+        table = self.collate([prompts[str(k)] for k in range(CLASSES)] + [prompts[""]])
+        return Prepared(self.plain(folder / "base.safetensors"), Labelled(table), prompts)
+
+    def plain(self, path: Path) -> QwenImageTransformer2DModel:
+        """The transformer from a base file."""
+        model = self.transformer(torch.Generator().manual_seed(0))
+        check_fits(read_header(path).tensors, model, path)
+        model.load_state_dict(load(path))
+        return model.eval()
+
+    def preview(self, network, prepared: Prepared) -> dict[str, Tensor]:
+        """Columns of a grid: rows by digit at 1, 2 and 4 NFE, always from the same noise."""
+        labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
+        start, cond = noise(len(labels), (3, SIDE, SIDE), 0), tuple(c[labels] for c in prepared.data.table)
+        made = {s.steps: decode(generate(network, start, cond, s)) for s in self.sampling if s.steps <= 4}
+        return {f"{n} NFE": x.unflatten(0, (CLASSES, -1)) for n, x in made.items()}
+
+    def evaluate(self, config, folder: Path, weights: Path) -> dict:
+        """Samples of both stages from the files of the run, their quality, the table and grid.png."""
+        prompts = load_prompts(folder / "prompts.safetensors")
+        labels = torch.arange(config.evaluate) % CLASSES
+        table = self.collate([prompts[str(k)] for k in range(CLASSES)])
+        cond, start = tuple(c[labels] for c in table), noise(config.evaluate, (3, SIDE, SIDE), config.seed + 1)
+        base = Plain(self, self.plain(folder / "base.safetensors"))
+        distilled = load_trained(self, self.plain(folder / "base.safetensors"), weights)
+        made = {("base", s.steps): decode(generate(base, start, cond, s)) for s in self.base_sampling}
+        made |= {("distilled", s.steps): decode(generate(distilled, start, cond, s)) for s in self.sampling}
+        return quality.evaluate(made, labels, folder)
+
+    def collate(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        return qwen_image.collate(prompts)
+
+    def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
+        return qwen_image.lora_targets(model, targets)
+
+    def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)  # Qwen-Image's names are ComfyUI's
+
+    def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+
+def pretrain(config, cache: Path, accelerator, log: Log) -> None:
+    """Train the base by flow matching and write cache/base.safetensors and cache/prompts.safetensors."""
+    network = Base(torch.Generator().manual_seed(config.seed))
+    tensors = dict(network.named_parameters())
+    job = Job(
+        name="base",
+        network=network,
+        tensors=tensors,
+        groups=[dict(params=list(tensors.values()), lr=config.base_lr, peak=config.base_lr)],
+        data=Labelled(),
+        objective=BASE_OBJECTIVE,
+        steps=config.base_steps,
+        batch=config.base_batch,
+        averages={"weights": config.base_ema},
+    )
+    values = train(
+        job, accelerator, log, cache / "checkpoints",
+        seed=config.seed, config_hash=config.hash(base=True), save_every=config.save_every, keep=1,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        network.load_state_dict(values["weights"])
+        save(network.transformer.state_dict(), cache / "base.safetensors", {"modelspec.architecture": "digits"})
+        save_prompts(cache / "prompts.safetensors", network.table.prompts())
+        shutil.rmtree(cache / "checkpoints")
+    accelerator.wait_for_everyone()
+
+
+BASE_OBJECTIVE: Objective = OBJECTIVES["flow-matching"]
+BACKBONE = Digits()

@@ -1,0 +1,89 @@
+"""Training state on disk: one safetensors file a checkpoint, atomic, enough to go on with bit-equal weights.
+
+Every draw and the order of the data are functions of (seed, step), so no generator's state need be kept.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twinflow.ema import EMA
+from twinflow.weights import WeightsError, load, read_header, save
+
+from . import TrainerError
+
+
+@dataclass
+class State:
+    """What changes while training: the trained tensors by name, the optimiser, averages by name, and the step."""
+
+    tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    averages: dict[str, EMA]
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def write(state: State, folder: Path, config_hash: str, keep: int) -> Path:
+    """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"tensors.{name}": p for name, p in state.tensors.items()}
+    for key, average in state.averages.items():
+        tensors |= {f"averages.{key}.{name}": p for name, p in zip(state.tensors, average.shadow)}
+    slots = state.optimizer.state_dict()["state"]
+    tensors |= {f"optimizer.{i}.{name}": v for i, slot in slots.items() for name, v in slot.items()}
+    about = dict(
+        step=state.step,
+        skipped=state.skipped,
+        seconds=state.seconds,
+        config=config_hash,
+        decays={key: average.decay for key, average in state.averages.items()},
+    )
+    path = folder / f"step-{state.step:08d}.safetensors"
+    save(tensors, path, {"twinflow.training": json.dumps(about)})
+    for old in list_all(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def list_all(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def newest(folder: Path) -> Path | None:
+    return next(iter(list_all(folder)), None)
+
+
+def restore(state: State, folder: Path, config_hash: str) -> Path | None:
+    """Put the newest checkpoint into state, in place; None where there is none.
+
+    Raises TrainerError for one that other settings made or that is damaged.
+    """
+    if path := newest(folder):
+        try:
+            about = json.loads(read_header(path).metadata["twinflow.training"])
+            saved = load(path)
+        except (WeightsError, KeyError, ValueError) as error:
+            raise TrainerError(f"{path}: is no usable checkpoint ({error}); delete it to go on from the one before") from None
+        if about["config"] != config_hash:
+            raise TrainerError(f"{path}: was made with other settings; use another --name, or delete {folder} to start afresh")
+        with torch.no_grad():
+            for name, p in state.tensors.items():
+                p.copy_(saved[f"tensors.{name}"])
+            for key, average in state.averages.items():
+                for name, shadow in zip(state.tensors, average.shadow):
+                    shadow.copy_(saved[f"averages.{key}.{name}"])
+                average.decay = about["decays"][key]
+        slots: dict[int, dict] = {}
+        for name, value in saved.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".", 2)
+                slots.setdefault(int(i), {})[key] = value
+        state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
+        state.step, state.skipped, state.seconds = about["step"], about["skipped"], about["seconds"]
+    return path

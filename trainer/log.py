@@ -1,0 +1,41 @@
+"""metrics.csv, the trackers (TensorBoard, Weights & Biases) and what the pictures are drawn from."""
+
+import csv
+from pathlib import Path
+
+from accelerate import Accelerator
+
+FIELDS = ("stage", "step", "seconds", "rate", "loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify",
+          "grad_norm", "skipped")  # fmt: skip
+
+
+class Log:
+    """Writes a line every `every` steps.  After a resume the lines beyond the checkpoint are dropped, not doubled."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, every: int):
+        self.path, self.accelerator, self.every = path, accelerator, every
+        self.rows: list[dict] = []
+        if path.exists():
+            with open(path, newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def open_stage(self, stage: str, step: int, seconds: float) -> None:
+        """Go on logging this stage after this step."""
+        self.stage = stage
+        self.rows = [r for r in self.rows if r["stage"] != stage or int(r["step"]) <= step]
+        if self.accelerator.is_main_process:
+            with open(self.path, "w", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def step(self, step: int, seconds: float, rate: float, values: dict[str, float], *, last: bool = False) -> None:
+        """Note one step; the terms of the loss by their names."""
+        if not (step % self.every == 0 or last) or not self.accelerator.is_main_process:
+            return
+        row = {"stage": self.stage, "step": step, "seconds": f"{seconds:.2f}", "rate": f"{rate:.6g}"}
+        row |= {name: f"{value:.6g}" for name, value in values.items()}
+        self.rows.append(row)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, FIELDS).writerow(row)
+        self.accelerator.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)

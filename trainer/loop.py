@@ -1,0 +1,209 @@
+"""The training loop: one for every backbone, for the base and for its distillation, for a LoRA and for all weights.
+
+Every draw and the order of the data are functions of (seed, step, micro-batch, process), never of a generator that
+lives on: resuming needs no random state, and is exact.
+"""
+
+import hashlib
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from twinflow import objective as twinflow
+from twinflow.ema import EMA
+from twinflow.objective import Condition, Objective, Velocity
+
+from . import TrainerError, checkpoint
+from .log import Log
+
+PATIENCE = 10  # steps without a finite gradient before training gives up
+
+
+class Data(Protocol):
+    """Rows that are ready to train on."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Condition, Condition]:
+        """These rows (B,): latents (B, C, H, W), their condition, and the unconditional one in the same shapes."""
+
+
+@dataclass
+class Job:
+    """What is trained, on what, and for how long.
+
+    network: v(x_t, t, r, cond), trained through `tensors` (by name), in optimiser groups with a "peak" learning rate.
+    averages: decay by key, kept of the tensors; "teacher" is updated before the step, all others after it.
+    teacher, guide: given the averages, the networks of the objective (None: the student itself).
+    observe: called with (step, values by average's key, "last" among them) for pictures.
+    """
+
+    name: str
+    network: nn.Module
+    tensors: dict[str, nn.Parameter]
+    groups: list[dict]
+    data: Data
+    objective: Objective
+    steps: int
+    batch: int
+    accumulation: int = 1
+    schedule: str = "cosine"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    averages: dict[str, float] = field(default_factory=dict)
+    teacher: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
+    guide: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
+    observe: Callable[[int, dict[str, Tensor]], None] | None = None
+    observe_every: int = 0
+
+
+class Stopped(Exception):
+    """The user asked to stop; what was trained is saved."""
+
+
+def seed_of(*parts) -> int:
+    """A generator's seed for these parts of an address such as (seed, "draw", step, part, process)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
+
+
+def rows_at(position: int, count: int, total: int, seed: int) -> Tensor:
+    """`count` row numbers from this position of an endless sequence of shuffled epochs of `total` rows."""
+    rows = []
+    while count:
+        epoch, offset = divmod(position, total)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(seed, "epoch", epoch)))
+        rows.append(order[offset : offset + count])
+        position, count = position + len(rows[-1]), count - len(rows[-1])
+    return torch.cat(rows)
+
+
+def learning_rate(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """The share of the peak learning rate at this step."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+
+
+class Interrupts:
+    """Turns the first Ctrl-C (or SIGTERM) into a wish to stop after the step; a second one stops at once."""
+
+    def __enter__(self):
+        self.wanted = False
+        self.old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    def __exit__(self, *_):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+def train(job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, config_hash: str, save_every: int, keep: int):
+    """Train job.tensors in place, going on from the newest checkpoint in folder; returns the averages by key.
+
+    Raises Stopped after saving when interrupted, and TrainerError when training has broken down.
+    """
+    # fused: one kernel for all tensors
+    optimizer = torch.optim.AdamW(job.groups, betas=job.betas, weight_decay=job.weight_decay, fused=True)
+    network, optimizer = accelerator.prepare(job.network, optimizer)
+    averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
+    state = checkpoint.State(job.tensors, optimizer, averages)
+    if path := checkpoint.restore(state, folder, config_hash):
+        accelerator.print(f"going on with {job.name} from {path} (step {state.step} of {job.steps})")
+    log.open_stage(job.name, state.step, state.seconds)
+    trainer = Step(job, network, accelerator, averages, seed)
+    bar = tqdm(total=job.steps, initial=state.step, desc=job.name, unit="step", disable=not accelerator.is_main_process,
+               dynamic_ncols=True, mininterval=0.5)  # fmt: skip
+    failures, began = 0, time.perf_counter() - state.seconds
+    with Interrupts() as interrupts, bar:
+        while state.step < job.steps:
+            rate = learning_rate(state.step, job.steps, job.warmup, job.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            terms, norm = trainer(state.step)
+            if math.isfinite(norm):
+                optimizer.step()
+                failures = 0
+                for key, average in averages.items():
+                    if key != "teacher":
+                        average.update()
+            else:
+                failures, state.skipped = failures + 1, state.skipped + 1
+            optimizer.zero_grad(set_to_none=True)
+            if failures >= PATIENCE:
+                raise TrainerError(
+                    f"{job.name}: the gradient was not finite for {PATIENCE} steps in a row (last at step {state.step}); expected "
+                    f"finite losses: lower the learning rate; the last good checkpoint is {checkpoint.newest(folder) or 'none yet'}"
+                )
+            state.step += 1
+            state.seconds = time.perf_counter() - began
+            log.step(state.step, state.seconds, rate, terms | {"grad_norm": norm, "skipped": state.skipped}, last=state.step == job.steps)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()}, refresh=False)
+            bar.update()
+            if state.step % save_every == 0 or state.step == job.steps or interrupts.wanted:
+                if accelerator.is_main_process:
+                    path = checkpoint.write(state, folder, config_hash, keep)
+                accelerator.wait_for_everyone()
+            if job.observe and job.observe_every and state.step % job.observe_every == 0 and accelerator.is_main_process:
+                job.observe(state.step, values(job, averages))
+            if interrupts.wanted and state.step < job.steps:
+                raise Stopped(f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {path}")
+    return values(job, averages)
+
+
+def values(job: Job, averages: dict[str, EMA]) -> dict[str, dict[str, Tensor]]:
+    """The trained tensors by name: "last", and each average by its key."""
+    named = {key: dict(zip(job.tensors, average.shadow)) for key, average in averages.items()}
+    return {"last": {name: p.detach() for name, p in job.tensors.items()}} | named
+
+
+class Step:
+    """One optimiser step's gradients, accumulated over its micro-batches."""
+
+    def __init__(self, job: Job, network: nn.Module, accelerator: Accelerator, averages: dict[str, EMA], seed: int):
+        self.job, self.network, self.accelerator, self.averages, self.seed = job, network, accelerator, averages, seed
+        self.teacher, self.guide = job.teacher(averages), job.guide(averages)
+        self.roles = [
+            twinflow.share_out(job.batch, job.objective.roles, part=part, parts=job.accumulation)
+            for part in range(job.accumulation)
+        ]  # raises ValueError for a batch that cannot hold the roles
+
+    def __call__(self, step: int) -> tuple[dict[str, float], float]:
+        """Gradients of this step in the tensors; returns the loss terms and the gradient's norm before clipping."""
+        job, accelerator = self.job, self.accelerator
+        if "teacher" in self.averages:
+            self.averages["teacher"].update()
+        sums: dict[str, list] = {}
+        for part, roles in enumerate(self.roles):
+            address = (self.seed, step, part, accelerator.process_index)
+            torch.manual_seed(seed_of(*address, "dropout"))
+            position = ((step * job.accumulation + part) * accelerator.num_processes + accelerator.process_index) * job.batch
+            x, cond, uncond = job.data.batch(rows_at(position, job.batch, len(job.data), self.seed))
+            x = x.to(accelerator.device)
+            cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
+            draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
+            last = part == job.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(self.network):
+                loss = twinflow.loss(self.network, x, cond, uncond, job.objective, roles, draws, teacher=self.teacher, guide=self.guide)
+                accelerator.backward(loss.total / job.accumulation)
+            for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+                sums.setdefault(name, []).append(value)
+        norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.clip or math.inf)
+        return {name: torch.stack(v).mean().item() for name, v in sums.items()}, float(norm)

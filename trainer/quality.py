@@ -1,0 +1,36 @@
+"""What a run is worth: samples on disk, their metrics as the judge sees them, a table and a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twinflow.weights import save
+
+from . import report
+from .judge import Judge
+
+ACROSS = 5  # pictures of a digit side by side
+COLUMNS = (("base", 1), ("distilled", 1), ("distilled", 2), ("distilled", 4), ("base", 32))
+
+
+def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Path) -> dict:
+    """made: pictures (N, 1, 8, 8) in [0, 1] by (stage, NFE), of the digits in labels (N,).
+
+    Writes samples_<stage>_<n>nfe.safetensors, grid.png and prints the table; returns {"quality": rows}.
+    """
+    judge, rows = Judge(), []
+    rows.append({"stage": "real test digits", "nfe": "", **judge.real_test()})
+    for (stage, nfe), pictures in made.items():
+        save({"images": pictures, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
+        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(pictures, labels)})
+    (folder / "quality.md").write_text(report.table(rows) + "\n")
+    print(report.table(rows))
+    digits = labels.unique().tolist()
+    across = min(ACROSS, int(labels.bincount()[digits].min()))
+    chosen = torch.stack([(labels == d).nonzero()[:across, 0] for d in digits])
+    columns = {f"{stage}, {nfe} NFE": made[stage, nfe][chosen] for stage, nfe in COLUMNS if (stage, nfe) in made}
+    report.grid(columns, folder / "grid.png")
+    print(f"drew {folder / 'grid.png'}")
+    return {"quality": rows}

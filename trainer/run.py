@@ -1,0 +1,171 @@
+"""One run from its configuration to its folder: prepare, distil, write the weights, judge them, draw the pictures."""
+
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from pydantic import ValidationError
+
+from twinflow.weights import WeightsError, save, write_json
+
+from . import TrainerError, report
+from .adapters import Trainee, With
+from .backbones import backbone
+from .config import Config, explain, parser, read_file, resolve
+from .log import Log
+from .loop import Job, Stopped, train
+
+
+def main(mode: str, argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 done, 2 bad input, 130 interrupted (and saved)."""
+    given = vars(parser(mode).parse_args(argv))
+    dry_run, file = given.pop("dry_run", False), given.pop("config", None)
+    try:
+        config = resolve(mode, (read_file(file) if file else {}) | given)
+        if dry_run:
+            print(config.model_dump_json(indent=2))
+        else:
+            run(config)
+    except (TrainerError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{stopped}\nTo go on, run the same command again.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(config: Config) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = backbone(config.model)
+    folder = open_folder(config)
+    if (done := read_json(folder / "metrics.json")) and done.get("config_hash") == config.hash():
+        print(f"{folder} is finished; look at {folder / 'grid.png'}, or train another with --name or other settings")
+        return
+    accelerator = start_accelerator(config, folder)
+    log = Log(folder / "metrics.csv", accelerator, config.log_every)
+    write_json(config.model_dump(mode="json"), folder / "config.json")
+
+    prepared = model.prepare(config, folder, accelerator, log)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # the LoRA's first weights
+        trainee = Trainee(model, prepared.model, config)
+    count = sum(p.numel() for p in trainee.tensors.values())
+    accelerator.print(f"{config.mode}: {count:,} of {sum(p.numel() for p in trainee.network.parameters()):,} parameters are trained")
+    job = Job(
+        name="distil",
+        network=trainee.network,
+        tensors=trainee.tensors,
+        groups=trainee.groups(),
+        data=prepared.data,
+        objective=config.objective(),
+        steps=config.steps,
+        batch=config.batch,
+        accumulation=config.accumulation,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        averages={key: decay for key, decay in (("teacher", config.ema), ("weights", config.weights_ema)) if decay},
+        teacher=lambda averages: averaged(trainee, averages),
+        guide=lambda averages: trainee.base() if config.guide == "base" else None,
+        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder),
+        observe_every=config.sample_every,
+    )
+    try:
+        values = train(
+            job, accelerator, log, folder / "checkpoints",
+            seed=config.seed, config_hash=config.hash(), save_every=config.save_every, keep=config.keep,
+        )  # fmt: skip
+    except ValueError as error:  # the batch cannot hold the roles, order 0 without rows to learn from
+        raise TrainerError(str(error)) from None
+    if accelerator.is_main_process:
+        finish(config, model, prepared, trainee, values, folder, log)
+    accelerator.end_training()
+
+
+def finish(config: Config, model, prepared, trainee: Trainee, values, folder: Path, log: Log) -> None:
+    """Write the weights file, then what is judged and drawn from that file."""
+    weights = folder / f"{config.name}.safetensors"
+    best = values["weights" if config.weights_ema else "last"]
+    save(trainee.file(best), weights, trainee.provenance(config.steps).to_metadata())
+    print(f"wrote {weights}")
+    report.losses(log.rows, folder / "loss.png")
+    metrics = {"config_hash": config.hash(), "seconds": seconds(log.rows)}
+    if config.evaluate:
+        metrics |= model.evaluate(config, folder, weights)
+    write_json(metrics, folder / "metrics.json")
+
+
+def averaged(trainee: Trainee, averages) -> With | None:
+    """The student with the EMA's values: its teacher."""
+    if "teacher" not in averages:
+        return None
+    return With(trainee.network, dict(zip(trainee.tensors, averages["teacher"].shadow)))
+
+
+def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path) -> None:
+    """A grid of samples from the weights as they are now, from the same noise every time."""
+    now = values.get("weights", values["last"])
+    (folder / "samples").mkdir(exist_ok=True)
+    report.grid(model.preview(With(trainee.network, now), prepared), folder / "samples" / f"step-{step:06d}.png")
+
+
+def seconds(rows: list[dict]) -> dict[str, float]:
+    """Training time by stage, as the log has it."""
+    return {stage: max(float(r["seconds"]) for r in rows if r["stage"] == stage) for stage in {r["stage"] for r in rows}}
+
+
+def open_folder(config: Config) -> Path:
+    """The run's folder, made if need be.  Raises TrainerError where it is unusable or another run's."""
+    if not config.name or Path(config.name).name != config.name or config.name.startswith("."):
+        raise TrainerError(f"--name is {config.name!r}; expected a plain name without slashes")
+    folder = config.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainerError(f"--out {config.out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
+    if not os.access(folder, os.W_OK):
+        raise TrainerError(f"--out {config.out}: {folder} cannot be written to; expected a writable folder")
+    before = read_json(folder / "config.json")
+    if before is None:
+        return folder
+    try:
+        other = Config(**before)
+    except (ValidationError, TypeError) as error:
+        why = explain(error) if isinstance(error, ValidationError) else "no settings"
+        raise TrainerError(f"{folder / 'config.json'}: cannot be used ({why}); use another --name, or delete {folder}") from None
+    if other.hash() != config.hash():
+        names = [n for n in Config.model_fields if getattr(other, n) != getattr(config, n)]
+        changes = ", ".join(f"{n} was {getattr(other, n)}, is {getattr(config, n)}" for n in names[:4])
+        raise TrainerError(f"{folder} holds a run with other settings ({changes}); use another --name, or delete it")
+    return folder
+
+
+def read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{path}: cannot be read ({error}); use another --name, or delete the file") from None
+
+
+def start_accelerator(config: Config, folder: Path) -> Accelerator:
+    tracker = config.tracker
+    if tracker == "auto":
+        tracker = "tensorboard" if find_spec("tensorboard") else "none"
+    elif tracker != "none" and not find_spec(tracker):
+        raise TrainerError(f"--tracker {tracker}: is not installed; pip install {tracker}, or --tracker none")
+    accelerator = Accelerator(log_with=None if tracker == "none" else tracker, project_dir=folder / "logs")
+    if tracker != "none":
+        accelerator.init_trackers(config.name)
+    return accelerator
+
+
