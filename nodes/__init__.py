@@ -2,15 +2,27 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import registry
+from . import cached_prompt, model_files, registry
+from .cached_prompt import CachedPrompt
+from .lora_loader import LoraLoader
+from .model_loader import ModelLoader
+from .model_patch import ModelPatch
+from .sampler import Sampler
+from .schedule import Schedule
+from .schedule_plot import SchedulePlot
+from .unified_sampler import UnifiedSampler
 
 WEB_DIRECTORY = "web"
+NODES = [ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot]
+
 registry.register()
+model_files.add_folder()
+cached_prompt.add_folder()
 
 
 class TwinFlow(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        return NODES
 
 
 async def comfy_entrypoint() -> TwinFlow:

@@ -16,6 +16,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..twinflow.presets import Sampling
 from ..twinflow.time_embedding import fold, to_signal
 
 KEY = "twinflow"
@@ -27,13 +28,13 @@ BRANCHES = ("real", "twin")
 class Times:
     """rule, branch: see above.  target: r, shape (B,) or (1,); None when the sampler names none.
 
-    recommended: the sampling settings that the file's metadata names, as JSON.
+    recommended: the sampling settings that the file's own metadata names, best first.
     """
 
     rule: str = "two"
     branch: str = "real"
     target: Tensor | None = None
-    recommended: str | None = None
+    recommended: tuple[Sampling, ...] = ()
 
     def aimed(self, target: Tensor) -> "Times":
         return replace(self, target=target)

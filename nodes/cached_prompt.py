@@ -1,0 +1,44 @@
+"""TwinFlow Cached Prompt: an embedding that the trainer kept, as CONDITIONING, in place of the text encoder."""
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..twinflow.prompts import load_prompts
+from . import model_files
+from .schedule import CATEGORY
+
+FOLDER = "prompts"
+
+
+def add_folder() -> None:
+    folder_paths.add_model_folder_path(FOLDER, f"{folder_paths.models_dir}/{FOLDER}")
+
+
+class CachedPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TwinFlowCachedPrompt",
+            display_name="TwinFlow Cached Prompt",
+            category=CATEGORY,
+            description="Loads a prompt embedding that the trainer cached, so that a checkpoint can be tried without its text encoder.",
+            inputs=[
+                io.Combo.Input("file", options=model_files.names(FOLDER), tooltip="A prompts file of the trainer, in models/prompts."),
+                io.String.Input("prompt", default="", tooltip="The prompt's name or its text in the file. Empty takes the first one."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning"),
+                io.String.Output(display_name="text", tooltip="The text that was encoded."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file, prompt="") -> io.NodeOutput:
+        prompts = load_prompts(model_files.path_of(file, FOLDER))
+        found = [p for name, p in prompts.items() if prompt in ("", name, p.text)]
+        if not found:
+            names = ", ".join(f"{name} ({p.text!r})" for name, p in list(prompts.items())[:12])
+            raise ValueError(f"{file}: has no prompt {prompt!r}; it has {names}")
+        first = found[0]
+        extra = {} if first.pooled is None else {"pooled_output": first.pooled.float()[None]}
+        return io.NodeOutput([[first.embeds.float()[None], extra]], first.text)

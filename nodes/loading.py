@@ -1,0 +1,149 @@
+"""A model with its second time embedder, from one file or from a plain base and an adapter; or one line that says why not."""
+
+import importlib
+import inspect
+import logging
+from collections import Counter
+
+import comfy.sd
+import torch
+
+from ..twinflow.weights import WeightsError
+from . import gguf_files, lora
+from .channel import Times, attach, has_second_embedder
+from .layouts import Layout
+from .model_files import ModelFile, open_file
+
+DTYPES = {
+    "default": {},
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+
+
+def load_model(path: str, adapter_path: str | None, strength: float, dtype: str):
+    """(ModelPatcher, report).  Raises WeightsError; never returns a model that does not hear its times."""
+    base, adapter = open_file(path), open_file(adapter_path) if adapter_path else None
+    layout = layout_of(base)
+    source = second_embedder_in(base, adapter, layout)
+    patcher, loaded = build(base, adapter if source is adapter else None, layout, dtype)
+    lines = [described(base, layout), *missing_lines(patcher, base, loaded)]
+    if source is not None:
+        lines.append(f"second time embedder: {len(source.second)} tensors, from {source.name}")
+    if adapter is not None:
+        patcher, applied = with_lora(patcher, adapter, strength, layout)
+        lines += [described(adapter, None), applied]
+    patcher = hearing(patcher, [f for f in (adapter, base) if f is not None])
+    patcher.cached_patcher_init = (load_patcher, (path, adapter_path, strength, dtype))
+    return patcher, "\n".join(lines)
+
+
+def load_patcher(path, adapter_path, strength, dtype, disable_dynamic=False):
+    """How ComfyUI makes a second, independent copy of the model (another GPU, prompts with hooks)."""
+    patcher, _ = load_model(path, adapter_path, strength, dtype)
+    return patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
+
+
+def layout_of(file: ModelFile) -> Layout:
+    if file.layout is None:
+        raise WeightsError(
+            f"{file.name}: is no Qwen-Image, Z-Image or SD3.5 model ({file.keys_found()}). "
+            "Choose a diffusion model file; LoRAs and adapters belong in the adapter input"
+        )
+    return file.layout
+
+
+def second_embedder_in(base: ModelFile, adapter: ModelFile | None, layout: Layout) -> ModelFile | None:
+    """The file whose second embedder is used; None for a model trained to hear t - r/2 with the one it has."""
+    source = adapter if adapter is not None and adapter.second else base
+    if not source.second:
+        if adapter is None and base.provenance is not None and base.provenance.time == "fold":
+            return None
+        if adapter is None:
+            raise WeightsError(
+                f"{base.name}: has no second time embedder ({layout.second[0]} and the like; found {base.keys_found()}). "
+                "Choose its TwinFlow adapter or embedder file in the adapter input; for a LoRA without an embedder use core's "
+                "Load Diffusion Model and the TwinFlow LoRA Loader"
+            )
+        raise WeightsError(
+            f"{adapter.name}: has no second time embedder ({layout.second[0]} and the like; found {adapter.keys_found()}), "
+            f"nor has {base.name}. A LoRA without one belongs in the TwinFlow LoRA Loader, after core's Load Diffusion Model"
+        )
+    found = set(layout.to_native(dict.fromkeys(source.second)))
+    if missing := sorted(set(layout.second) - found):
+        raise WeightsError(
+            f"{source.name}: its second time embedder does not fit {layout.name}: missing {', '.join(missing)}; "
+            f"found {', '.join(sorted(found))}. Fetch the file again, or choose the one made for {layout.name}"
+        )
+    return source
+
+
+def build(base: ModelFile, adapter: ModelFile | None, layout: Layout, dtype: str):
+    """(ModelPatcher, the keys that went in), the second embedder taken from the adapter where one is given."""
+    tensors = layout.to_native(base.tensors())
+    if adapter is not None:
+        tensors |= layout.to_native(adapter.tensors(adapter.second))
+    keys = set(tensors)
+    options = dict(DTYPES[dtype])
+    pack = None
+    if any(gguf_files.is_quantised(t) for t in tensors.values()):
+        pack = gguf_files.quantised_pack()
+        options = {"custom_operations": importlib.import_module(".ops", pack.__package__).GGMLOps()}
+    load = comfy.sd.load_diffusion_model_state_dict
+    extra = {"metadata": base.metadata} if "metadata" in inspect.signature(load).parameters else {}  # ComfyUI 0.4
+    patcher = load(tensors, model_options=options, **extra)
+    if patcher is None:
+        raise WeightsError(f"{base.name}: this ComfyUI does not know the model ({layout.name}; {base.keys_found()}). Update ComfyUI")
+    if layout.second[0] in keys and not has_second_embedder(patcher.model):
+        raise WeightsError(f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out; please report the file")
+    return pack.GGUFModelPatcher.clone(patcher) if pack else patcher, keys
+
+
+def missing_lines(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
+    """Raises WeightsError for weights that the model has and the file lacks; tells of those that it has too many."""
+    wanted = set(patcher.model.diffusion_model.state_dict())
+    missing = sorted(key for key in wanted - loaded if key.endswith((".weight", ".bias")))
+    if missing:
+        raise WeightsError(
+            f"{base.name}: {len(missing)} of the model's weights are not in the file: {', '.join(missing[:6])}"
+            f"{', ...' if len(missing) > 6 else ''} (found {base.keys_found()}). Fetch the file again"
+        )
+    unused = sorted(loaded - wanted)
+    return ["missing: none"] + ([f"not used: {len(unused)} ({', '.join(unused[:6])})"] if unused else [])
+
+
+def with_lora(patcher, adapter: ModelFile, strength: float, layout: Layout):
+    """(patcher, report) with the LoRA of an adapter file, if it has one."""
+    keys = [key for key in adapter.keys if any(half in key for half in (*lora.HALVES, ".alpha", ".lokr_", ".hada_"))]
+    if not keys:
+        return patcher, f"{adapter.name}: no LoRA in it; only its second embedder is used"
+    patcher, result = lora.apply(patcher, adapter.tensors(keys), strength, layout)
+    if not result.applied:
+        raise WeightsError(f"{adapter.name}: none of its {len(result.dropped)} LoRA modules fits this {layout.name} model: {', '.join(result.dropped[:6])}")
+    return patcher, result.report()
+
+
+def hearing(patcher, files: list[ModelFile]):
+    """The patcher with what its files say of times and sampling; the first file that says something wins."""
+    ours = [f.provenance for f in files if f.provenance is not None]
+    times = Times(rule="two" if has_second_embedder(patcher.model) else "fold")
+    if ours:
+        embedder = getattr(patcher.model.diffusion_model, "t_embedder", None)
+        if hasattr(embedder, "signed"):
+            embedder.signed = True  # our trainer lets Z-Image hear the sign of the twin's time
+        times = Times(times.rule, recommended=next((p.sampler for p in ours if p.sampler), ()))
+    logging.info("[TwinFlow] %s hears its times by the rule %r", files[-1].name, times.rule)
+    return attach(patcher, times)
+
+
+def described(file: ModelFile, layout: Layout | None) -> str:
+    """The file's name, what is in it, and its own metadata."""
+    dtypes = ", ".join(f"{name} ({n})" for name, n in Counter(file.dtypes).most_common())
+    names = "" if layout is None else f"{layout.name}, {'ComfyUI' if layout.native in file.keys else 'diffusers'} names, "
+    lines = [f"{file.name}: {names}{len(file.keys)} tensors, {dtypes}"]
+    texts = {key: value for key, value in file.metadata.items() if key != "format"}
+    return "\n".join(lines + [f"  {key}: {value if len(value) <= 200 else value[:200] + '...'}" for key, value in sorted(texts.items())])

@@ -1,0 +1,111 @@
+"""LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and a report of what was applied."""
+
+from dataclasses import dataclass, field
+
+import comfy.lora
+import torch
+from torch import Tensor
+
+from .layouts import PREFIXES, SD3_BLOCK, SD3_OTHER, Layout, last_block
+
+FILE_PREFIXES = ("base_model.model.", *PREFIXES, "unet.", "lora_unet_", "lora_transformer_", "lycoris_")
+HALVES = ("lora_A", "lora_B", "lora_down", "lora_up")
+
+
+@dataclass
+class Applied:
+    """Names of modules as the file has them."""
+
+    applied: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        lines = [f"LoRA modules applied: {len(self.applied)}, dropped: {len(self.dropped)}"]
+        return "\n".join(lines + [f"  dropped: {name}" for name in self.dropped])
+
+
+def exchanged(tensor: Tensor) -> Tensor:
+    """Scale and shift the other way round, along the output dimension."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def targets(model, layout: Layout | None) -> dict[str, object]:
+    """Every name that a module of this model may have in a file, and the weight (or the slice of one) that it patches."""
+    weights = {key: value.shape for key, value in model.state_dict().items() if key.startswith("diffusion_model.") and key.endswith(".weight")}
+    native = {key[len("diffusion_model.") : -len(".weight")]: key for key in weights}
+    found = dict(native)
+    if layout is not None:
+        last = last_block(native)
+        for name in diffusers_names(native, last):
+            place = layout.place(name, last)
+            if place is None or place.module not in native:
+                continue
+            key = native[place.module]
+            if place.third is not None:
+                size = weights[key][0] // 3
+                found[name] = (key, (0, place.third * size, size))
+            else:
+                found[name] = (key, None, exchanged) if place.swapped else key
+    return found | {name.replace(".", "_"): target for name, target in found.items()}
+
+
+def diffusers_names(native: dict[str, str], last: int) -> list[str]:
+    """The diffusers names that could lie behind these native ones."""
+    names = list(SD3_OTHER)
+    for block in range(last + 1):
+        inner = [*SD3_BLOCK, *(f"attn{n}.to_{c}" for n in ("", "2") for c in "qkv"), *(f"attn.add_{c}_proj" for c in "qkv")]
+        names += [f"transformer_blocks.{block}.{name}" for name in inner]
+    for module in native:
+        if module.endswith(".attention.qkv"):
+            names += [module.replace(".qkv", f".to_{c}") for c in "qkv"]
+        names.append(module.replace(".attention.out", ".attention.to_out.0"))
+        if module == "x_embedder" or module.startswith("final_layer."):
+            head, _, rest = module.partition(".")
+            names.append(f"all_{head}.2-1" + (f".{rest}" if rest else ""))
+    return names
+
+
+def split(key: str, known: dict[str, object]) -> tuple[str, str] | None:
+    """(module, rest) of a LoRA key, once its prefixes are off; None where the model has no such module."""
+    while True:
+        module, end = key, ""
+        while module:
+            if module in known and end:
+                return module, end
+            module, _, tail = module.rpartition(".")
+            end = f"{tail}.{end}" if end else tail
+        prefix = next((p for p in FILE_PREFIXES if key.startswith(p)), None)
+        if prefix is None:
+            return None
+        key = key[len(prefix) :]
+
+
+def module_name(key: str) -> str:
+    """The module's part of a key that no module answers to."""
+    for half in (*HALVES, "alpha", "lora.", "lokr_", "hada_", "diff", "dora_scale"):
+        name, found, _ = key.partition(f".{half}")
+        if found:
+            return name
+    return key
+
+
+def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout | None):
+    """(a clone of the patcher with the LoRA, what was applied).  The patcher itself is not changed."""
+    known = targets(patcher.model, layout)
+    renamed, names, dropped = {}, {}, []
+    for key, tensor in tensors.items():
+        found = split(key, known)
+        if found is None or found[1].endswith("lora_B.bias"):
+            dropped.append(module_name(key) if found is None else key)
+            continue
+        module, end = found
+        names.setdefault(module, module_name(key))
+        renamed[f"{module}.{end.replace('.default', '')}"] = tensor
+    loaded = comfy.lora.load_lora(renamed, {name: known[name] for name in names})
+    patcher = patcher.clone()
+    done = set(patcher.add_patches(loaded, strength))
+    result = Applied()
+    for module, name in names.items():
+        (result.applied if known[module] in done else result.dropped).append(name)
+    result.dropped += list(dict.fromkeys(dropped))
+    return patcher, result

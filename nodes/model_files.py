@@ -1,0 +1,105 @@
+"""Model files on disk, safetensors and GGUF, looked at before a tensor is read.  Nothing is ever unpickled."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import folder_paths
+from torch import Tensor
+
+from ..twinflow.weights import Provenance, WeightsError, load, read_header
+from . import gguf_files
+from .layouts import PREFIXES, Layout, bare, find_layout, is_second_embedder
+
+MODELS, LORAS = "twinflow_models", "loras"
+SAFE = (".safetensors", ".sft")
+
+
+def add_folder() -> None:
+    """The diffusion models again, with GGUF, which core's list leaves out."""
+    folders, _ = folder_paths.folder_names_and_paths["diffusion_models"]
+    folder_paths.folder_names_and_paths[MODELS] = (folders, {*SAFE, ".gguf"})
+
+
+def names(*folders: str) -> list[str]:
+    return list(dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder) if is_readable(name)))
+
+
+def is_readable(name: str) -> bool:
+    return Path(name).suffix.lower() in (*SAFE, ".gguf")
+
+
+def path_of(name: str, *folders: str) -> str:
+    """The file of this name in one of the folders.  Raises ValueError for a name that leads out of them or to nothing."""
+    parts = name.replace("\\", "/").split("/")
+    if Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
+        raise ValueError(f"file name {name!r} is refused: expected a name inside the models/{folders[0]} folder, without '..'")
+    if not is_readable(name):
+        raise ValueError(f"file {name!r} is refused: expected .safetensors or .gguf; other formats can run code when they are read")
+    for folder in folders:
+        if path := folder_paths.get_full_path(folder, name):
+            return path
+    raise ValueError(f"file {name!r} is not there: expected it in {' or '.join(where(f) for f in folders)}")
+
+
+def where(folder: str) -> str:
+    return f"models/{'diffusion_models' if folder == MODELS else folder}"
+
+
+@dataclass
+class ModelFile:
+    """What a file says of itself: its keys with dtypes, without their prefixes, its layout and its metadata."""
+
+    path: str
+    keys: dict[str, str]
+    dtypes: Counter
+    metadata: dict[str, str]
+    read: Callable[[list[str], bool], dict[str, Tensor]] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    @property
+    def layout(self) -> Layout | None:
+        return find_layout(self.keys)
+
+    @property
+    def second(self) -> list[str]:
+        """The keys of a second embedder, as the file names them but bare."""
+        return [key for key in self.keys if is_second_embedder(key)]
+
+    @property
+    def provenance(self) -> Provenance | None:
+        try:
+            return Provenance.from_metadata(self.metadata)
+        except WeightsError as error:
+            raise WeightsError(f"{self.name}: {error}. Write the file again, or load it with core's loader") from None
+
+    def tensors(self, keys: list[str] | None = None) -> dict[str, Tensor]:
+        """These tensors under their bare names; no other is read.  Quantised ones that must be renamed come unpacked."""
+        keys = list(self.keys if keys is None else keys)
+        read = self.read([self.keys[key] for key in keys], self.layout is None or self.layout.native not in self.keys)
+        return {key: read[self.keys[key]] for key in keys}
+
+    def keys_found(self) -> str:
+        """The beginning of the list of keys, for messages."""
+        some = ", ".join(list(self.keys.values())[:6])
+        return f"{len(self.keys)} keys: {some}{', ...' if len(self.keys) > 6 else ''}"
+
+
+def open_file(path: str) -> ModelFile:
+    """Raises WeightsError with one line for a file that is cut off, damaged, or of a type that cannot be read."""
+    if path.lower().endswith(".gguf"):
+        header = gguf_files.read_header(path)
+        return model_file(path, header.dtypes, header.metadata, header.read)
+    header = read_header(path)
+    dtypes = {key: dtype for key, (dtype, _) in header.tensors.items()}
+    return model_file(path, dtypes, header.metadata, lambda keys, unpack: load(path, keys))
+
+
+def model_file(path: str, dtypes: dict[str, str], metadata: dict[str, str], read) -> ModelFile:
+    inside = PREFIXES[0]
+    whole = [key for key in dtypes if key.startswith(inside)] or list(dtypes)  # a checkpoint has a VAE and encoders beside it
+    return ModelFile(path, {bare(key): key for key in whole}, Counter(dtypes[key] for key in whole), metadata, read)

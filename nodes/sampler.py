@@ -1,0 +1,85 @@
+"""TwinFlow Sampler: model, prompts and latent in, latent out, with the published settings by number of steps."""
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..twinflow.presets import Sampling
+from .channel import times_of
+from .sampling import unified_sampler
+from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
+
+FROM_FILE = "recommended by the file"
+
+
+def recommended(model) -> Sampling:
+    """The best settings that the model's files name.  Raises ValueError where they name none."""
+    settings = times_of(model.model, model.model_options).recommended
+    if not settings:
+        raise ValueError(
+            f"the preset is {FROM_FILE!r}, but no file that this model was loaded from names sampling settings "
+            f"(metadata twinflow.sampler). Choose one of {', '.join(PRESETS)}, or load the file with a TwinFlow loader"
+        )
+    return settings[0]
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TwinFlowSampleLatent",
+            display_name="TwinFlow Sampler",
+            category=CATEGORY,
+            description="Samples a TwinFlow model in one node. Previews, masks, batches and ControlNet work as in KSampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="From the TwinFlow Model Loader, the TwinFlow LoRA Loader, or any loader of a model with a TwinFlow LoRA."),
+                io.Conditioning.Input("positive", tooltip="What the image shows."),
+                io.Latent.Input("latent_image", tooltip="An empty latent for text to image; an encoded image for image to image or inpainting."),
+                io.Combo.Input(
+                    "preset", options=[*PRESETS, FROM_FILE], default=DEFAULT_PRESET,
+                    tooltip="The published settings for so many steps, or those that the model's file recommends.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The same seed gives the same image."),
+                io.Float.Input(
+                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="Leave it at 1: guidance is trained in, and the negative prompt is not even evaluated. Above 1 each step costs twice.",
+                ),
+                denoise_input(),
+                io.Conditioning.Input("negative", optional=True, tooltip="What to avoid; needed only when cfg is not 1."),
+                io.Sigmas.Input("sigmas", optional=True, tooltip="Times in place of the preset's, from TwinFlow Schedule. Denoise then comes from there, too."),
+                io.Sampler.Input("sampler", optional=True, tooltip="A sampler in place of the preset's, from TwinFlow Unified Sampler."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, latent_image, preset, seed, cfg, denoise, negative=None, sigmas=None, sampler=None) -> io.NodeOutput:
+        if negative is None:
+            if cfg != 1:
+                raise ValueError(f"cfg is {cfg}, which needs a negative prompt; connect one, or set cfg to 1")
+            negative = positive
+        if sigmas is None or sampler is None:
+            sampling = recommended(model) if preset == FROM_FILE else PRESETS[preset]
+        if sigmas is None:
+            sigmas = denoised(sampling.times(), denoise).to(torch.float32)
+        if sampler is None:
+            sampler = unified_sampler(**sampling.options())
+        return io.NodeOutput(sample_latent(model, positive, negative, latent_image, sigmas, sampler, seed, cfg))
+
+
+def sample_latent(model, positive, negative, latent, sigmas, sampler, seed, cfg) -> dict:
+    """The latent with its samples replaced; masks, batch indices and previews as core's sampler nodes treat them."""
+    latent = dict(latent)
+    scales = {name: latent.pop(name) for name in ("downscale_ratio_spacial", "downscale_ratio_temporal") if name in latent}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **scales)
+    if len(sigmas) < 2:  # denoise 0
+        return latent | {"samples": samples}
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    latent["samples"] = comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, positive, negative, samples,
+        noise_mask=latent.get("noise_mask"), callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+    )  # fmt: skip
+    return latent
