@@ -16,6 +16,7 @@ teacher's journey is empty.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,9 +42,13 @@ class Objective:
     order: int = 2  # steps of the teacher's journey from t down to r (RCGM order N); 0: flow matching
     difference: float = 0.01  # finite time difference of the consistency target
     reach: float = 1.0  # how far below t the target time may lie, as a share of t ("consistency ratio")
-    guidance: float = 0.0  # how much of (conditional - unconditional) is added to the target; with target "teacher" a CFG scale
+    guidance: float = (
+        0.0  # how much of (conditional - unconditional) is added to the target; with target "teacher" a CFG scale
+    )
     guidance_range: tuple[float, float] = (0.0, 1.0)  # rows with low < t < high (strictly) are guided
-    target: str = "data"  # what the velocity is measured against: "data" noise - data, or the guiding "teacher"'s velocity
+    target: str = (
+        "data"  # what the velocity is measured against: "data" noise - data, or the guiding "teacher"'s velocity
+    )
     time_beta: tuple[float, float] = (1.0, 1.0)  # t ~ Beta(a, b), times time_scale
     time_scale: float = 1.0
     rectify: float = 0.5  # weight of the rectification of the one_step rows; 0: no such term
@@ -79,25 +84,32 @@ class Roles(NamedTuple):
     share: dict[str, float]
 
 
-def share_out(batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1, rounding: str = "fair") -> Roles:
+def share_out(
+    batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1, rounding: str = "fair"
+) -> Roles:
     """Consecutive rows for each role in proportion to the weights, in the order of the weights.
 
     batch: rows of this micro-batch, the `part`-th of `parts` that are accumulated; the roles are shared out over all
     batch * parts rows, so that a batch smaller than the number of roles trains them over several micro-batches.
     rounding: "fair" (largest remainder; every role with a weight gets a row) or "released" (round each, the last role
-    takes what is left, which loses a role for some sizes).
+    takes what is left, also one of weight 0, and the batch's end cuts off the rest, which loses a role for some sizes).
     Raises ValueError when there are fewer rows than roles.
     """
-    weights = {role: w for role, w in weights.items() if w > 0}
-    total, whole = batch * parts, sum(weights.values())
-    if total < len(weights):
+    if rounding not in ("fair", "released"):
+        raise ValueError(f"rounding is {rounding!r}; expected 'fair' or 'released'")
+    if rounding == "fair":
+        weights = {role: w for role, w in weights.items() if w > 0}
+    total, whole, wanted = batch * parts, sum(weights.values()), [role for role, w in weights.items() if w > 0]
+    if total < len(wanted):
         raise ValueError(
-            f"batch {batch} x accumulation {parts} is {total} rows; expected at least {len(weights)}, one for each of the "
-            f"roles {', '.join(weights)}: raise the accumulation to {-(-len(weights) // max(batch, 1))} or drop roles"
+            f"batch {batch} x accumulation {parts} is {total} rows; expected at least {len(wanted)}, one for each of the "
+            f"roles {', '.join(wanted)}: raise the accumulation to {-(-len(wanted) // max(batch, 1))} or drop roles"
         )
     if rounding == "released":
         sizes = [round(total * w / whole) for w in weights.values()]
         sizes[-1] = total - sum(sizes[:-1])
+        ends = [min(sum(sizes[: i + 1]), total) for i in range(len(sizes))]
+        sizes = [max(0, b - a) for a, b in pairwise([0, *ends])]
     else:
         spare = total - len(weights)
         exact = [max(0.0, total * w / whole - 1) for w in weights.values()]
@@ -228,7 +240,9 @@ def mean_over(learning: tuple[str, ...], by_row: Tensor, roles: Roles) -> Tensor
     """Mean over the rows of these roles in the whole accumulated batch, as far as this part of it goes."""
     share = sum(roles.share.get(role, 0.0) for role in learning)
     if not share:
-        raise ValueError(f"no row to learn from: the loss takes {', '.join(learning)}, the batch has {', '.join(roles.share)}")
+        raise ValueError(
+            f"no row to learn from: the loss takes {', '.join(learning)}, the batch has {', '.join(roles.share)}"
+        )
     rows = [by_row[roles.rows[role]].sum() for role in learning if role in roles.rows]
     return (sum(rows) if rows else by_row.sum() * 0) / (len(by_row) * share)
 

@@ -26,7 +26,12 @@ Stochasticity = float | str  # a share in [0, 1], "sde" or "sde-first"
 
 def sde_share(t: Tensor, t_next: Tensor) -> Tensor:
     """The share of fresh noise that makes a step from t to t_next one of the reverse SDE: 2 t (t - t_next) / t_next^2."""
-    return (((t - t_next).sqrt() * (2 * t).sqrt() / t_next) ** 2).clamp(0, 1)  # rounded as the released code does
+    return ((root(t - t_next) * root(2 * t) / t_next) ** 2).clamp(0, 1)  # in the dtype of t, as the released code does
+
+
+def root(x: Tensor | float) -> Tensor | float:
+    """The square root, correctly rounded: torch's float32 one is off by a bit on some processors."""
+    return x.double().sqrt().to(x.dtype) if isinstance(x, Tensor) else x**0.5
 
 
 def check(times: Tensor, style: str, order: int, stochasticity: Stochasticity, extrapolation: float) -> None:
@@ -36,10 +41,14 @@ def check(times: Tensor, style: str, order: int, stochasticity: Stochasticity, e
     if order not in (1, 2):
         raise ValueError(f"order is {order}; expected 1 or 2")
     if order == 2 and len(times) > 2 and times[0] >= 1:
-        raise ValueError(f"order 2 divides by 1 - t and starts at t = {float(times[0])}; use a start gap above 0, such as 0.001")
+        raise ValueError(
+            f"order 2 divides by 1 - t and starts at t = {float(times[0])}; use a start gap above 0, such as 0.001"
+        )
     if isinstance(stochasticity, str):
         if stochasticity not in ("sde", "sde-first"):
-            raise ValueError(f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'")
+            raise ValueError(
+                f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'"
+            )
     elif not 0 <= stochasticity <= 1:
         raise ValueError(f"stochasticity is {stochasticity}; expected a share between 0 and 1, 'sde' or 'sde-first'")
     if extrapolation < 0:
@@ -88,7 +97,7 @@ def sample(
         if stochasticity:
             if stochasticity == "sde" or share is None:
                 share = sde_share(t, t_next) if isinstance(stochasticity, str) else stochasticity
-            mixed = (1 - share) ** 0.5 * noise + share**0.5 * noise_like(x).to(x)
+            mixed = root(1 - share) * noise + root(share) * noise_like(x).to(x)
         x_next = (1 - t_next) * data + t_next * mixed
         if order == 2 and i < len(times) - 2:
             _, noise_next = estimate(velocity, x_next.to(dtype), heard[i + 1], heard[i + 1])
