@@ -1,0 +1,101 @@
+"""Finds a real ComfyUI and loads the pack into it, as ComfyUI itself does.
+
+COMFYUI_PATH, else the ComfyUI that this repository is installed in, else ~/ComfyUI.  The tests run in an interpreter that
+has ComfyUI's requirements: `make test-comfyui` picks it.  With TWINFLOW_REQUIRE_COMFYUI=1 nothing is skipped for its absence.
+"""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # helpers beside this file
+EXTRAS = ("custom_sampler", "model_advanced", "mask", "model_merging", "sd3")  # core's nodes that the tests use
+HOW = "set COMFYUI_PATH to a ComfyUI checkout and run `make test-comfyui` (COMFYUI_PYTHON names its interpreter)"
+
+
+def find_comfyui() -> Path | None:
+    around = REPOSITORY.parents[1] if REPOSITORY.parent.name == "custom_nodes" else None
+    named = os.environ.get("COMFYUI_PATH")
+    for path in [Path(named)] if named else [around, Path.home() / "ComfyUI"]:
+        if path and (path / "comfyui_version.py").is_file():
+            return path
+    return None
+
+
+def find_goldens() -> Path | None:
+    named = os.environ.get("TWINFLOW_GOLDENS")
+    for path in [Path(named)] if named else [REPOSITORY / "tests" / "goldens" / "data", REPOSITORY / "tests" / "goldens"]:
+        if (path / "qwen_weights.safetensors").is_file():
+            return path
+    return None
+
+
+def give_up(reason: str):
+    (pytest.fail if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    path = find_comfyui()
+    if path is None:
+        give_up(f"no ComfyUI: {HOW}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    path = find_goldens()
+    if path is None:
+        pytest.fail("no goldens (qwen_weights.safetensors): set TWINFLOW_GOLDENS to their folder")
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui, tmp_path_factory):
+    """The ComfyUI in this process, on the CPU, with folders of its own and the pack loaded by its own loader."""
+    if importlib.util.find_spec("torchsde") is None:
+        give_up(f"this interpreter lacks ComfyUI's requirements: {HOW}")
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    sys.path.insert(0, str(comfyui))
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, str(tmp_path_factory.mktemp("comfyui"))
+    import torch
+
+    torch.set_num_threads(1)
+    import comfyui_version
+    import folder_paths
+    import nodes
+
+    for name in ("diffusion_models", "loras", "prompts", "vae_approx"):
+        Path(folder_paths.models_dir, name).mkdir(parents=True, exist_ok=True)
+    for extra in EXTRAS:
+        assert asyncio.run(nodes.load_custom_node(str(comfyui / "comfy_extras" / f"nodes_{extra}.py"), module_parent="comfy_extras"))
+    assert asyncio.run(nodes.load_custom_node(str(REPOSITORY))), "ComfyUI refused the pack"
+    sys.argv = argv
+    root = str(REPOSITORY).replace(".", "_x_")
+    return SimpleNamespace(
+        nodes=nodes.NODE_CLASS_MAPPINGS,
+        models=Path(folder_paths.models_dir),
+        version=tuple(int(n) for n in comfyui_version.__version__.split(".")),
+        part=lambda name: sys.modules[f"{root}.{name}"],
+    )
+
+
+@pytest.fixture
+def run(comfy):
+    """Run a node by its id; the values that it puts out."""
+
+    def run(node_id, **inputs):
+        node = comfy.nodes[node_id]
+        if hasattr(node, "define_schema"):
+            return node.execute(**inputs).args
+        return getattr(node(), node.FUNCTION)(**inputs)
+
+    return run
