@@ -8,10 +8,10 @@ from collections import Counter
 import comfy.sd
 import torch
 
+from ..twinflow.layouts import Layout
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
 from .channel import Times, attach, has_second_embedder
-from .layouts import Layout
 from .model_files import ModelFile, open_file
 
 DTYPES = {

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 
 import comfy.lora
-import torch
 from torch import Tensor
 
-from .layouts import PREFIXES, SD3_BLOCK, SD3_OTHER, Layout, last_block
+from ..twinflow.layouts import PREFIXES, Layout, diffusers_names, exchanged, last_block
 
 FILE_PREFIXES = ("base_model.model.", *PREFIXES, "unet.", "lora_unet_", "lora_transformer_", "lycoris_")
 HALVES = ("lora_A", "lora_B", "lora_down", "lora_up")
@@ -22,11 +21,6 @@ class Applied:
     def report(self) -> str:
         lines = [f"LoRA modules applied: {len(self.applied)}, dropped: {len(self.dropped)}"]
         return "\n".join(lines + [f"  dropped: {name}" for name in self.dropped])
-
-
-def exchanged(tensor: Tensor) -> Tensor:
-    """Scale and shift the other way round, along the output dimension."""
-    return torch.cat(tensor.chunk(2)[::-1])
 
 
 def targets(model, layout: Layout | None) -> dict[str, object]:
@@ -47,22 +41,6 @@ def targets(model, layout: Layout | None) -> dict[str, object]:
             else:
                 found[name] = (key, None, exchanged) if place.swapped else key
     return found | {name.replace(".", "_"): target for name, target in found.items()}
-
-
-def diffusers_names(native: dict[str, str], last: int) -> list[str]:
-    """The diffusers names that could lie behind these native ones."""
-    names = list(SD3_OTHER)
-    for block in range(last + 1):
-        inner = [*SD3_BLOCK, *(f"attn{n}.to_{c}" for n in ("", "2") for c in "qkv"), *(f"attn.add_{c}_proj" for c in "qkv")]
-        names += [f"transformer_blocks.{block}.{name}" for name in inner]
-    for module in native:
-        if module.endswith(".attention.qkv"):
-            names += [module.replace(".qkv", f".to_{c}") for c in "qkv"]
-        names.append(module.replace(".attention.out", ".attention.to_out.0"))
-        if module == "x_embedder" or module.startswith("final_layer."):
-            head, _, rest = module.partition(".")
-            names.append(f"all_{head}.2-1" + (f".{rest}" if rest else ""))
-    return names
 
 
 def split(key: str, known: dict[str, object]) -> tuple[str, str] | None:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
+from ..twinflow.layouts import find_layout
 from ..twinflow.weights import WeightsError
 from . import lora, model_files
 from .channel import attach, has_second_embedder, times_of
-from .layouts import find_layout
 from .loading import described
 from .model_files import LORAS, ModelFile
 from .schedule import CATEGORY

@@ -8,9 +8,9 @@ from pathlib import Path
 import folder_paths
 from torch import Tensor
 
+from ..twinflow.layouts import PREFIXES, Layout, bare, find_layout, is_second_embedder
 from ..twinflow.weights import Provenance, WeightsError, load, read_header
 from . import gguf_files
-from .layouts import PREFIXES, Layout, bare, find_layout, is_second_embedder
 
 MODELS, LORAS = "twinflow_models", "loras"
 SAFE = (".safetensors", ".sft")

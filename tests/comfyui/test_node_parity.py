@@ -31,7 +31,7 @@ def folded(golden, comfy, run):
 
 
 def native(golden, comfy, tensors):
-    layout = comfy.part("nodes.layouts").find_layout(tensors)
+    layout = comfy.part("twinflow.layouts").find_layout(tensors)
     return {k: v.float() for k, v in layout.to_native(tensors).items()}
 
 

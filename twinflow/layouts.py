@@ -1,9 +1,11 @@
 """Names in files: which backbone a set of tensors is, and where diffusers' names lie in ComfyUI's own layout.
 
-ComfyUI fuses q, k and v, renames most modules, and orders SD3.5's final scale and shift the other way round.
+ComfyUI fuses q, k and v, renames most modules, and orders SD3.5's final scale and shift the other way round.  Whole
+checkpoints go both ways, bit for bit; LoRAs use the same places.
 """
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,15 +26,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """One row per backbone.  native, diffusers: keys that only this layout has.  second: the second embedder, native names."""
+    """One row per backbone.  native, diffusers: keys that only this layout has.  second: the second embedder, native names.
+
+    place(diffusers module, number of the last block): its Place, None where the name is the same in both layouts.
+    """
 
     name: str
     native: str
     diffusers: str
     second: tuple[str, ...]
-    place: object
+    place: Callable[[str, int], Place | None]
 
-    def to_native(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under ComfyUI's names; those that bear them already stay as they are."""
         out, thirds = {}, {}
         last = last_block(tensors)
@@ -42,7 +47,7 @@ class Layout:
             if to is None:
                 out["pos_embed" if key == "pos_embed.pos_embed" else key] = tensor
             elif to.third is None:
-                out[f"{to.module}.{end}"] = torch.cat(tensor.chunk(2)[::-1]) if to.swapped else tensor
+                out[f"{to.module}.{end}"] = exchanged(tensor) if to.swapped else tensor
             else:
                 thirds.setdefault(f"{to.module}.{end}", {})[to.third] = tensor
         for key, parts in thirds.items():
@@ -51,8 +56,37 @@ class Layout:
             out[key] = torch.cat([parts[i] for i in range(3)])
         return out
 
+    def to_diffusers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of to_native: the tensors under diffusers' names; those that bear them already stay as they are."""
+        out = {}
+        behind = self.names_behind(key.rpartition(".")[0] for key in tensors)
+        for key, tensor in tensors.items():
+            module, _, end = key.rpartition(".")
+            if module not in behind:
+                out["pos_embed.pos_embed" if key == "pos_embed" else key] = tensor
+                continue
+            parts = tensor.chunk(3) if len(behind[module]) == 3 else (tensor,)
+            for (name, place), part in zip(behind[module], parts, strict=True):
+                out[f"{name}.{end}"] = exchanged(part) if place.swapped else part
+        return out
 
-def last_block(names) -> int:
+    def names_behind(self, native: Iterable[str]) -> dict[str, list[tuple[str, Place]]]:
+        """The diffusers modules (one, or q, k, v) that make up each of these native modules, where their names differ."""
+        native = set(native)
+        last, behind = last_block(native), {}
+        for name in dict.fromkeys(diffusers_names(native, last)):
+            place = self.place(name, last)
+            if place is not None and place.module in native:
+                behind.setdefault(place.module, []).append((name, place))
+        return behind
+
+
+def exchanged(tensor: Tensor) -> Tensor:
+    """Scale and shift the other way round, along the output dimension."""
+    return torch.cat(tensor.chunk(2)[::-1])
+
+
+def last_block(names: Iterable[str]) -> int:
     blocks = [int(m[1]) for name in names if (m := re.match(r"(?:transformer|joint)_blocks\.(\d+)\.", name))]
     return max(blocks, default=-1)
 
@@ -122,10 +156,27 @@ def sd3_place(module: str, last: int) -> Place | None:
     return Place(f"{block}.{SD3_BLOCK[inner]}", swapped=inner == "norm1_context.linear" and int(m[1]) == last)
 
 
+def diffusers_names(native: Iterable[str], last: int) -> list[str]:
+    """The diffusers modules that could lie behind these native ones, q before k before v."""
+    names = list(SD3_OTHER)
+    for block in range(last + 1):
+        inner = [*SD3_BLOCK, *(f"attn{n}.to_{c}" for n in ("", "2") for c in "qkv"), *(f"attn.add_{c}_proj" for c in "qkv")]
+        names += [f"transformer_blocks.{block}.{name}" for name in inner]
+    for module in native:
+        if module.endswith(".attention.qkv"):
+            names += [module.replace(".qkv", f".to_{c}") for c in "qkv"]
+        names += [module.replace(ours, theirs) for theirs, ours in Z_NAMES[:3] if module.endswith(ours)]
+        if module == "x_embedder" or module.startswith("final_layer."):
+            head, _, rest = module.partition(".")
+            names.append(f"all_{head}.2-1" + (f".{rest}" if rest else ""))
+    return names
+
+
 LAYOUTS = (
     Layout(
         "Qwen-Image", "txt_norm.weight", "txt_norm.weight",
-        tuple(f"time_text_embed_2.timestep_embedder.linear_{i}.{end}" for i in (1, 2) for end in ("weight", "bias")), qwen_place,
+        tuple(f"time_text_embed_2.timestep_embedder.linear_{i}.{end}" for i in (1, 2) for end in ("weight", "bias")),
+        qwen_place,
     ),
     Layout(
         "Z-Image", "layers.0.attention.qkv.weight", "layers.0.attention.to_q.weight",
@@ -136,6 +187,7 @@ LAYOUTS = (
         tuple(f"{name}_embedder_2.mlp{end}" for name in "ty" for end in LINEAR), sd3_place,
     ),
 )  # fmt: skip
+QWEN_IMAGE, Z_IMAGE, SD3 = LAYOUTS
 
 
 def find_layout(names) -> Layout | None:
