@@ -25,6 +25,7 @@ from torch import Tensor
 from . import path
 
 ROLES = ("one_step", "multi_step", "any_step", "few_step", "fake")
+NEAR = ("multi_step", "fake")  # roles whose r is t, or just below
 Condition = tuple[Tensor, ...]  # any tensors whose first dimension is the batch
 
 
@@ -42,13 +43,9 @@ class Objective:
     order: int = 2  # steps of the teacher's journey from t down to r (RCGM order N); 0: flow matching
     difference: float = 0.01  # finite time difference of the consistency target
     reach: float = 1.0  # how far below t the target time may lie, as a share of t ("consistency ratio")
-    guidance: float = (
-        0.0  # how much of (conditional - unconditional) is added to the target; with target "teacher" a CFG scale
-    )
+    guidance: float = 0.0  # how much of (conditional - unconditional) is added to the target; with target "guide" a CFG scale
     guidance_range: tuple[float, float] = (0.0, 1.0)  # rows with low < t < high (strictly) are guided
-    target: str = (
-        "data"  # what the velocity is measured against: "data" noise - data, or the guiding "teacher"'s velocity
-    )
+    target: str = "data"  # what the velocity is measured against: "data" noise - data, or the "guide"'s velocity
     time_beta: tuple[float, float] = (1.0, 1.0)  # t ~ Beta(a, b), times time_scale
     time_scale: float = 1.0
     rectify: float = 0.5  # weight of the rectification of the one_step rows; 0: no such term
@@ -65,9 +62,11 @@ class Objective:
         known = set(self.roles) <= set(ROLES) and all(w >= 0 for w in self.roles.values())
         expect(known and sum(self.roles.values()) > 0, "roles", f"weights >= 0, one above 0, of {', '.join(ROLES)}")
         expect(self.order >= 0, "order", "0 (flow matching) or more")
+        learns = self.order or any(self.roles.get(role) for role in NEAR)
+        expect(learns, "roles", f"one of {', '.join(NEAR)} with order 0, which learns from rows with r near t only")
         expect(0 < self.difference < 1, "difference", "a time step above 0 and below 1")
         expect(0 <= self.reach <= 1, "reach", "a share between 0 and 1")
-        expect(self.target in ("data", "teacher"), "target", "'data' or 'teacher'")
+        expect(self.target in ("data", "guide"), "target", "'data' or 'guide'")
         expect(self.guidance >= 0, "guidance", "0 (off) or more")
         expect(min(self.time_beta) > 0, "time_beta", "two positive numbers")
         expect(0 < self.time_scale <= 1, "time_scale", "a number above 0, at most 1")
@@ -84,9 +83,7 @@ class Roles(NamedTuple):
     share: dict[str, float]
 
 
-def share_out(
-    batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1, rounding: str = "fair"
-) -> Roles:
+def share_out(batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1, rounding: str = "fair") -> Roles:
     """Consecutive rows for each role in proportion to the weights, in the order of the weights.
 
     batch: rows of this micro-batch, the `part`-th of `parts` that are accumulated; the roles are shared out over all
@@ -119,12 +116,12 @@ def share_out(
         for i in by_remainder[: total - sum(sizes)]:
             sizes[i] += 1
     rows, start, first = {}, 0, part * batch
-    for role, size in zip(weights, sizes):
+    for role, size in zip(weights, sizes, strict=True):
         low, high = (min(max(edge - first, 0), batch) for edge in (start, start + size))
         if high > low:
             rows[role] = slice(low, high)
         start += size
-    return Roles(rows, {role: size / total for role, size in zip(weights, sizes)})
+    return Roles(rows, {role: size / total for role, size in zip(weights, sizes, strict=True)})
 
 
 class Draws(NamedTuple):
@@ -219,7 +216,7 @@ def loss(
     by_row = distance(v, target, objective) * weight
     terms = {role: by_row[rows].mean().detach() for role, rows in roles.rows.items()}
 
-    learning = tuple(objective.roles) if objective.order else ("multi_step", "fake")  # order 0: rows with r near t only
+    learning = tuple(objective.roles) if objective.order else NEAR
     total = mean_over(learning, by_row, roles)
     if objective.rectify and objective.reach == 1 and "one_step" in roles.rows:
         rows = roles.rows["one_step"]
@@ -239,10 +236,6 @@ def select(cond: Condition, rows) -> Condition:
 def mean_over(learning: tuple[str, ...], by_row: Tensor, roles: Roles) -> Tensor:
     """Mean over the rows of these roles in the whole accumulated batch, as far as this part of it goes."""
     share = sum(roles.share.get(role, 0.0) for role in learning)
-    if not share:
-        raise ValueError(
-            f"no row to learn from: the loss takes {', '.join(learning)}, the batch has {', '.join(roles.share)}"
-        )
     rows = [by_row[roles.rows[role]].sum() for role in learning if role in roles.rows]
     return (sum(rows) if rows else by_row.sum() * 0) / (len(by_row) * share)
 
@@ -263,19 +256,19 @@ def with_own_samples(student: Velocity, x: Tensor, own: Tensor, start: Tensor, c
 def guided(target: Tensor, guide: Velocity, x_t, t, real, cond, uncond, objective: Objective) -> Tensor:
     """The target (B, ...) pushed along classifier-free guidance in the rows whose t lies in the guidance range.
 
-    "data": target + g (v_c - v_u).  "teacher": v_u + g (v_c - v_u), the released code's image-free form.
+    "data": target + g (v_c - v_u).  "guide": v_u + g (v_c - v_u), the released code's image-free form.
     """
     g, (low, high) = objective.guidance, objective.guidance_range
     rows = real & (low < t) & (t < high)
     if (objective.target == "data" and not g) or not rows.any():
         return target
     x, t, c, u = x_t[rows], t[rows], select(cond, rows), select(uncond, rows)
-    if objective.target == "teacher" and g in (0.0, 1.0):
+    if objective.target == "guide" and g in (0.0, 1.0):
         wanted = guide(x, t, t, c if g else u).to(target.dtype)
     else:
         both = tuple(torch.cat(pair) for pair in zip(c, u, strict=True))
         v_c, v_u = guide(torch.cat([x, x]), torch.cat([t, t]), torch.cat([t, t]), both).to(target.dtype).chunk(2)
-        wanted = (v_u if objective.target == "teacher" else target[rows]) + g * (v_c - v_u)
+        wanted = (v_u if objective.target == "guide" else target[rows]) + g * (v_c - v_u)
     target = target.clone()
     target[rows] = wanted
     return target
@@ -296,7 +289,7 @@ def consistent(v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, co
         start = torch.maximum(t - step, r)
         times = [start * (1 - i / order) + r * (i / order) for i in range(order + 1)]
         journey = torch.zeros_like(x)
-        for t_from, t_to in zip(times, times[1:]):
+        for t_from, t_to in pairwise(times):
             u = teacher(x, t_from, t_to, c).to(x.dtype)
             x = path.interpolate(*path.endpoints(x, u, t_from), t_to)
             journey = journey + u * path.like(t_from - t_to, x)
@@ -306,13 +299,13 @@ def consistent(v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, co
 
 
 @torch.no_grad()
-def twin_gap(student: Velocity, data: Tensor, noise: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """How far the fake twin's velocity is from the real one at data (B, ...) re-noised to t (B,), clamped to [-1, 1]."""
+def twin_gap(student: Velocity, data: Tensor, noise: Tensor, t: Tensor, cond: Condition, limit: float = 1.0) -> Tensor:
+    """How far the fake twin's velocity is from the real one at data (B, ...) re-noised to t (B,), at most `limit`."""
     x_t = path.interpolate(data, noise, t)
     both = tuple(torch.cat([c, c]) for c in cond)
     times = torch.cat([-t, t])
     fake, real = student(torch.cat([x_t, x_t]), times, times, both).to(data.dtype).chunk(2)
-    return (fake - real).clamp(-1, 1)
+    return (fake - real).clamp(-limit, limit)
 
 
 def distance(v: Tensor, target: Tensor, objective: Objective) -> Tensor:

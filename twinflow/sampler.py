@@ -46,9 +46,7 @@ def check(times: Tensor, style: str, order: int, stochasticity: Stochasticity, e
         )
     if isinstance(stochasticity, str):
         if stochasticity not in ("sde", "sde-first"):
-            raise ValueError(
-                f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'"
-            )
+            raise ValueError(f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'")
     elif not 0 <= stochasticity <= 1:
         raise ValueError(f"stochasticity is {stochasticity}; expected a share between 0 and 1, 'sde' or 'sde-first'")
     if extrapolation < 0:
@@ -91,7 +89,7 @@ def sample(
         if callback:
             callback(i, t, x, data)
         if extrapolation and i > 1 and t_next > 0:
-            data, noise = (a + extrapolation * (a - b) for a, b in zip(now, before))
+            data, noise = (a + extrapolation * (a - b) for a, b in zip(now, before, strict=True))
         before = now
         mixed = noise
         if stochasticity:

@@ -6,31 +6,11 @@ import torch
 from twinflow import objective
 from twinflow.ema import EMA
 from twinflow.objective import Draws, Objective, share_out
-from twinflow.time_embedding import fold
 
 FULL = dict(one_step=1, multi_step=1, any_step=1, fake=1)
 LORA = FULL | dict(few_step=0)  # the released LoRA trainer's rows of rounding become few_step
 MASKS = dict(one_step="mask_e2e", multi_step="mask_mul", any_step="mask_any", fake="mask_adv", few_step="mask_one")
 LORA_ALPHA = 4
-
-
-def part(tensors, prefix):
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def net(weights, *, folded=False):
-    """The recorded network: linear layers in the order of their names with tanh between them."""
-    layers = sorted({name.split(".")[0] for name in weights})
-
-    def velocity(x, t, r, cond):
-        times = [fold(t, r)[:, None]] if folded else [t[:, None], r[:, None]]
-        h = torch.cat([x.flatten(1), *times, *cond], 1)
-        for layer in layers:
-            h = torch.tanh(h) if layer != layers[0] else h
-            h = h @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
-        return h.view_as(x)
-
-    return velocity
 
 
 def settings(cfg, roles):
@@ -44,7 +24,7 @@ def settings(cfg, roles):
         reach=cfg["consistc_ratio"],
         guidance=cfg["enhanced_ratio"],
         guidance_range=tuple(cfg["enhanced_range"]),
-        target="teacher" if from_base else "data",
+        target="guide" if from_base else "data",
         time_beta=(a, b),
         time_scale=scale,
         rectify=cfg["dist_match_cof"],
@@ -75,17 +55,6 @@ def draws_of(recorded, roles, x):
     return Draws(t, r, near, recorded["z"].to(x), start, again, again_t)
 
 
-def check_step(where, loss, trained, tensors, prefix, names):
-    """Loss to 2e-5 and every gradient to 1e-4 of its largest entry."""
-    gradients = torch.autograd.grad(loss, list(trained.values()))
-    want = tensors[prefix + "loss"].item()
-    assert abs(loss.item() - want) <= 2e-5 * max(1, abs(want)), (where, loss.item(), want)
-    for name, gradient in zip(trained, gradients, strict=True):
-        want = tensors[f"{prefix}grad/{names(name)}"]
-        error = ((gradient - want).abs().max() / want.abs().max().clamp_min(1e-3)).item()
-        assert error <= 1e-4, (where, name, error)
-
-
 def check_times(where, tensors, prefix, roles, draws, settings, batch):
     """Rows and times as recorded; a recorded mask is exact, so is a time but for its last bits."""
     for role, mask in MASKS.items():
@@ -97,7 +66,7 @@ def check_times(where, tensors, prefix, roles, draws, settings, batch):
         torch.testing.assert_close(ours, tensors[f"{prefix}rec/{name}"].flatten(), rtol=1e-6, atol=1e-7)
 
 
-def replay(id, case, tensors, data, *, roles, weights, trained, shadow, base, names, ema_names, network):
+def replay(id, case, tensors, data, *, tools, roles, weights, trained, shadow, base, names, ema_names, network):
     """Every step of one case.  network(weights) is the velocity; trained and shadow are the moving weights."""
     cfg, dtype, batch = case["cfg"], getattr(torch, case["dtype"]), case["batch"]
     rate, ours = cfg["ema_decay_rate"], settings(cfg, roles)
@@ -120,44 +89,45 @@ def replay(id, case, tensors, data, *, roles, weights, trained, shadow, base, na
         elif rate == 1:
             guide = network(base)
         x, c, e = (data[f"data/b{batch}/s{k}/{n}"].to(dtype) for n in ("x", "c0", "e0"))
-        draws = draws_of(part(tensors, prefix + "draw/"), roles, x)
+        draws = draws_of(tools.part(tensors, prefix + "draw/"), roles, x)
         check_times(where, tensors, prefix, roles, draws, ours, batch)
         kept = x.clone()
         student = network(weights(trained))
         loss = objective.loss(student, x, (c,), (e,), ours, roles, draws, teacher=teacher, guide=guide)
         assert torch.equal(x, kept), where
-        check_step(where, loss.total, trained, tensors, prefix, names)
+        tools.check_step(where, loss.total, trained, tensors, prefix, names)
     return len(case["steps"])
 
 
-def test_every_full_training_step(golden, replayed):
+def test_every_full_training_step(golden, tools, replayed):
     tensors, index = golden("train")
     cases = {id: case for id, case in index.items() if not id.startswith("_")}
     for id, case in cases.items():
-        trained = {k: v.clone().requires_grad_() for k, v in part(tensors, f"{id}/s0/param/").items()}
+        trained = {k: v.clone().requires_grad_() for k, v in tools.part(tensors, f"{id}/s0/param/").items()}
         replay(
             id,
             case,
             tensors,
             tensors,
+            tools=tools,
             weights=lambda w: w,
             roles=FULL,
             trained=trained,
             shadow={k: v.detach().clone() for k, v in trained.items()},
-            base=part(tensors, f"{id}/teacher/"),
+            base=tools.part(tensors, f"{id}/teacher/"),
             names=str,
             ema_names=str,
-            network=net,
+            network=tools.net,
         )
     replayed(len(cases))
 
 
-def test_every_lora_training_step(golden, replayed):
+def test_every_lora_training_step(golden, tools, replayed):
     """The released LoRA folds the times, and its frozen base hears the folded time, too: t / 2 where t is meant."""
     tensors, index = golden("train_lora")
     data, _ = golden("train")
     root = "module.base_model.model."
-    init = part(tensors, f"init/{root}")
+    init = tools.part(tensors, f"init/{root}")
     adapters = [k.removesuffix(".default.weight") for k in init if k.endswith(".default.weight")]
     base = {k.replace(".base_layer", ""): v for k, v in init.items() if ".base_layer." in k}
 
@@ -175,6 +145,7 @@ def test_every_lora_training_step(golden, replayed):
             case,
             tensors,
             data,
+            tools=tools,
             weights=weights,
             roles=LORA,
             trained={k: init[f"{k}.default.weight"].clone().requires_grad_() for k in adapters},
@@ -182,16 +153,16 @@ def test_every_lora_training_step(golden, replayed):
             base=base,
             names=lambda k: f"{root}{k}.default.weight",
             ema_names=lambda k: f"{root}{k}.old.weight",
-            network=lambda w: net(w, folded=True),
+            network=lambda w: tools.net(w, folded=True),
         )
     replayed(len(cases))
 
 
-def test_batches_the_released_code_refuses_train_here(golden, replayed):
+def test_batches_the_released_code_refuses_train_here(golden, tools, replayed):
     """It asserts below 4 rows; ours names the accumulation that it takes, and trains with it."""
     tensors, index = golden("train")
     id = next(id for id in index if not id.startswith("_"))
-    velocity = net(part(tensors, f"{id}/s0/param/"))
+    velocity = tools.net(tools.part(tensors, f"{id}/s0/param/"))
     refused = [int(name.removeprefix("batch")) for name in index.get("_errors", {})] or [1, 2, 3]
     for batch in refused:
         with pytest.raises(ValueError, match="raise the accumulation"):
