@@ -1,12 +1,13 @@
 """Widths read off the tensors, for models smaller than those that ComfyUI's detection knows.
 
 Each function takes shape(key) -> tuple or None and returns what to change in the detected configuration; nothing for
-a model of the published size.  How a head's width is shared among the rotary axes is in no tensor: the published
-shares are assumed (Qwen-Image 1:3.5:3.5, Z-Image 2:3:3).
+a model of the published size.  How a head's width is shared among the rotary axes is in no tensor: heads of 128 have the
+published shares, others 2:3:3, as in diffusers' own small configurations and in the trainer's digits model.
 """
 
 
-def axes(head: int, side: int) -> tuple[int, int, int]:
+def axes(head: int) -> tuple[int, int, int]:
+    side = head * 3 // 8
     side -= side % 2
     return head - 2 * side, side, side
 
@@ -28,7 +29,7 @@ def qwen_image(shape) -> dict:
         num_attention_heads=inner // head,
         joint_attention_dim=text,
         out_channels=out // 4,
-        axes_dims_rope=axes(head, head * 7 // 16),
+        axes_dims_rope=(16, 56, 56) if head == 128 else axes(head),
     )
 
 
@@ -46,7 +47,7 @@ def z_image(shape) -> dict:
         n_refiner_layers=count(shape, "noise_refiner.{}.attention.q_norm.weight"),
         n_heads=dim // head,
         n_kv_heads=(shape("layers.0.attention.qkv.weight")[0] - dim) // (2 * head),
-        axes_dims=axes(head, head * 3 // 8),
+        axes_dims=axes(head),
         axes_lens=(1536, 512, 512),
         rope_theta=256.0,
         multiple_of=1,

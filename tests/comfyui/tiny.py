@@ -70,3 +70,46 @@ class FixedNoise:
 
     def generate_noise(self, latent):
         return self.noise.reshape(latent["samples"].shape)
+
+
+def digits(seed: int = 0, *, width: int = 64, head: int = 32, layers: int = 2, text: int = 64) -> dict[str, torch.Tensor]:
+    """Random weights of a 3-channel Qwen-Image such as the trainer's digits model: plain, without a second embedder."""
+    g = torch.Generator().manual_seed(seed)
+    out = {}
+
+    def linear(name, rows, columns):
+        out[f"{name}.weight"] = torch.randn(rows, columns, generator=g) / columns**0.5
+        out[f"{name}.bias"] = torch.randn(rows, generator=g) * 0.02
+
+    linear("img_in", width, 12)
+    linear("txt_in", width, text)
+    out["txt_norm.weight"] = torch.ones(text)
+    linear("time_text_embed.timestep_embedder.linear_1", width, 256)
+    linear("time_text_embed.timestep_embedder.linear_2", width, width)
+    for i in range(layers):
+        block = f"transformer_blocks.{i}."
+        for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"):
+            linear(f"{block}attn.{name}", width, width)
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            out[f"{block}attn.{name}.weight"] = torch.ones(head)
+        for side in ("img", "txt"):
+            linear(f"{block}{side}_mod.1", 6 * width, width)
+            linear(f"{block}{side}_mlp.net.0.proj", 4 * width, width)
+            linear(f"{block}{side}_mlp.net.2", width, 4 * width)
+    linear("norm_out.linear", 2 * width, width)
+    linear("proj_out", 12, width)
+    return out
+
+
+def second_embedder(weights: dict[str, torch.Tensor], seed: int = 1) -> dict[str, torch.Tensor]:
+    """A random second time embedder of the shapes of the first (Qwen-Image names)."""
+    g = torch.Generator().manual_seed(seed)
+    first = {k: v for k, v in weights.items() if k.startswith("time_text_embed.")}
+    return {k.replace("embed.", "embed_2.", 1): torch.randn(v.shape, generator=g) / v.shape[-1] ** 0.5 for k, v in first.items()}
+
+
+def lora(weights: dict[str, torch.Tensor], modules: tuple[str, ...], rank: int = 2, seed: int = 2) -> dict[str, tuple]:
+    """module -> (lora_A, lora_B) for every 2-D weight whose name ends in one of the modules."""
+    g = torch.Generator().manual_seed(seed)
+    found = {k[: -len(".weight")]: v.shape for k, v in weights.items() if k.endswith(tuple(f"{m}.weight" for m in modules)) and v.ndim == 2}
+    return {k: (torch.randn(rank, s[1], generator=g) * 0.3, torch.randn(s[0], rank, generator=g) * 0.3) for k, s in found.items()}
