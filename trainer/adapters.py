@@ -38,12 +38,20 @@ class With:
 
     def __init__(self, network: nn.Module, values: Mapping[str, Tensor], *, at_t: bool = False):
         self.network, self.values, self.at_t = network, dict(values), at_t
+        self.dropouts = [m for m in network.modules() if isinstance(m, nn.Dropout)]
 
     @torch.no_grad()
     def __call__(self, x, t, r, cond):
         if self.at_t:  # undo the folding: ask at t itself
             r = torch.zeros_like(r)
-        return torch.func.functional_call(self.network, self.values, (x, t, r, cond))
+        training = [m.training for m in self.dropouts]
+        try:
+            for m in self.dropouts:
+                m.training = False
+            return torch.func.functional_call(self.network, self.values, (x, t, r, cond))
+        finally:
+            for m, was in zip(self.dropouts, training):
+                m.training = was
 
 
 class Trainee:
@@ -66,7 +74,7 @@ class Trainee:
         self.network = VelocityModel(backbone, model, self.time)
         self.tensors = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self._base = None
-        if config.mode == "full" and (config.guide == "base" or config.target == "teacher"):
+        if config.mode == "full" and (config.guide == "base"):
             self._base = {name: p.detach().clone() for name, p in self.tensors.items()}
 
     def groups(self) -> list[dict]:
@@ -155,6 +163,8 @@ def check_fits(tensors: Mapping[str, tuple[str, tuple[int, ...]]], model: nn.Mod
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for name, shape in wanted.items():
         if name not in tensors:
-            raise TrainerError(f"{path}: has no {name!r}; expected a {type(model).__name__} of this size: it is of another model")
+            raise TrainerError(
+                f"{path}: has no {name!r}; expected a {type(model).__name__} of this size: it is of another model"
+            )
         if tensors[name][1] != shape:
             raise TrainerError(f"{path}: {name!r} is {tensors[name][1]}; expected {shape}: it is of another size")

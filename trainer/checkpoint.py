@@ -59,6 +59,17 @@ def newest(folder: Path) -> Path | None:
     return next(iter(list_all(folder)), None)
 
 
+@torch.no_grad()
+def fill(state: State, saved: dict[str, Tensor], decays: dict[str, float]) -> None:
+    """Copy saved tensors and averages into state.  Raises KeyError or RuntimeError where they do not fit."""
+    for name, p in state.tensors.items():
+        p.copy_(saved[f"tensors.{name}"])
+    for key, average in state.averages.items():
+        for name, shadow in zip(state.tensors, average.shadow):
+            shadow.copy_(saved[f"averages.{key}.{name}"])
+        average.decay = decays[key]
+
+
 def restore(state: State, folder: Path, config_hash: str) -> Path | None:
     """Put the newest checkpoint into state, in place; None where there is none.
 
@@ -72,13 +83,10 @@ def restore(state: State, folder: Path, config_hash: str) -> Path | None:
             raise TrainerError(f"{path}: is no usable checkpoint ({error}); delete it to go on from the one before") from None
         if about["config"] != config_hash:
             raise TrainerError(f"{path}: was made with other settings; use another --name, or delete {folder} to start afresh")
-        with torch.no_grad():
-            for name, p in state.tensors.items():
-                p.copy_(saved[f"tensors.{name}"])
-            for key, average in state.averages.items():
-                for name, shadow in zip(state.tensors, average.shadow):
-                    shadow.copy_(saved[f"averages.{key}.{name}"])
-                average.decay = about["decays"][key]
+        try:
+            fill(state, saved, about["decays"])
+        except (KeyError, RuntimeError) as error:
+            raise TrainerError(f"{path}: does not fit this model ({error}); delete {folder} to start afresh") from None
         slots: dict[int, dict] = {}
         for name, value in saved.items():
             if name.startswith("optimizer."):

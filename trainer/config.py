@@ -4,16 +4,15 @@ Where a value comes from, the later winning: the defaults here, the recipe of th
 preset where one is named, the configuration file, the command line.
 """
 
-import argparse
+import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from twinflow.objective import Objective
+from twinflow.objective import Objective, share_out
 from twinflow.presets import OBJECTIVES
 
 from . import TrainerError
@@ -52,6 +51,9 @@ class Config(BaseModel):
     seed: int = setting(0, "run", "decides every draw, together with the step", ge=0)
     threads: int = setting(0, "run", "CPU threads; 0 leaves torch's choice", ge=0)
 
+    base: Path | None = setting(
+        None, "base", "weights file of a base to start from, prompts.safetensors beside it (default: train one)"
+    )
     base_steps: int = setting(0, "base", "optimiser steps of the flow-matching base (digits only)", ge=0)
     base_batch: int = setting(128, "base", "rows a step", ge=1)
     base_lr: float = setting(2e-3, "base", "peak learning rate", gt=0)
@@ -75,7 +77,9 @@ class Config(BaseModel):
     alpha: float | None = setting(None, "adapter", "LoRA scale is alpha / rank (default: rank)", gt=0)
     rslora: bool = setting(False, "adapter", "scale by alpha / sqrt(rank)")
     dropout: float = setting(0.0, "adapter", "LoRA dropout", ge=0, lt=1)
-    targets: str = setting("all", "adapter", "modules with a LoRA: a preset of the backbone (all, attention) or names, comma-separated")
+    targets: str = setting(
+        "all", "adapter", "modules with a LoRA: a preset of the backbone (all, attention) or names, comma-separated"
+    )
 
     preset: str = setting("", "objective", "published constants by name: " + ", ".join(OBJECTIVES))
     roles: Weights = setting(dict(Objective().roles), "objective", "share of each role, such as one_step=1,fake=1")
@@ -86,7 +90,7 @@ class Config(BaseModel):
     guidance_range: Pair = setting((0.0, 1.0), "objective", "only rows with low < t < high are guided")
     guide: Literal["teacher", "base"] = setting("teacher", "objective", "who guides: the (EMA) teacher or the frozen base")
     base_time: Literal["t", "folded"] = setting("t", "objective", "with --time fold, the time at which the base is asked")
-    target: Literal["data", "teacher"] = setting("data", "objective", "velocity to learn: noise - data, or the guide's own")
+    target: Literal["data", "guide"] = setting("data", "objective", "velocity to learn: noise - data, or the guide's own")
     time_beta: Pair = setting((1.0, 1.0), "objective", "t is drawn from Beta(a, b)")
     time_scale: float = setting(1.0, "objective", "and multiplied with this")
     rectify: float = setting(0.5, "objective", "weight of the rectification against the twin")
@@ -104,7 +108,7 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _objective_is_possible(self):
-        self.objective()
+        share_out(self.batch, self.objective().roles, parts=self.accumulation)
         return self
 
     def objective(self) -> Objective:
@@ -122,63 +126,13 @@ class Config(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def parser(mode: str) -> argparse.ArgumentParser:
-    """Options for every setting; what is not given stays absent, so that it overrides nothing."""
-    p = argparse.ArgumentParser(
-        prog=f"python -m trainer.{mode}",
-        description=f"Distil a flow model to 1-4 steps with TwinFlow: {'a LoRA' if mode == 'lora' else 'all weights'}.",
-        epilog=f"Try it now, on any CPU: python -m trainer.{mode} --model digits",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    p.add_argument("--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options")
-    p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
-    groups: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        if name == "mode" or (mode == "full" and name in FULL_IGNORES):
-            continue
-        title = field.json_schema_extra["group"]
-        group = groups.setdefault(title, p.add_argument_group(title) if title not in groups else None)
-        flag, default = "--" + name.replace("_", "-"), _show(field.default)
-        help = field.description.replace("%", "%%") + (f" [{default}]" if default else "")
-        if field.annotation is bool:
-            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
-        elif get_origin(field.annotation) is Literal:
-            group.add_argument(flag, dest=name, choices=get_args(field.annotation), help=help)
-        else:
-            group.add_argument(flag, dest=name, metavar=name.upper(), help=help)
-    return p
-
-
-FULL_IGNORES = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time")
-
-
-def _show(value) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}={v:g}" for k, v in value.items())
-    if isinstance(value, tuple):
-        return ",".join(f"{v:g}" for v in value)
-    return "" if value in (None, "") else str(value)
-
-
-def read_file(path: str) -> dict:
-    """Settings from a YAML (or JSON) file.  Raises TrainerError."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise TrainerError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainerError(f"--config {path}: is not YAML or JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(values, dict):
-        raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
 def resolve(mode: str, given: dict) -> Config:
     """The configuration for what the user gave (file and command line merged).  Raises TrainerError."""
     unknown = sorted(set(given) - set(Config.model_fields))
     if unknown:
-        raise TrainerError(f"setting {unknown[0]!r} is unknown; expected one of {', '.join(Config.model_fields)}")
+        near = difflib.get_close_matches(unknown[0], Config.model_fields, 3, 0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "expected a name that --help lists, with _ for -"
+        raise TrainerError(f"setting {unknown[0]!r} is unknown; {hint}")
     model = given.get("model", Config.model_fields["model"].default)
     values = {"mode": mode, "name": f"{model}-{mode}"} | backbone(model).recipe(mode)
     preset = given.get("preset")

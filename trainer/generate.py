@@ -44,7 +44,9 @@ def load_trained(backbone: Backbone, model: nn.Module, path) -> VelocityModel:
     provenance = Provenance.from_metadata(header.metadata)
     if provenance is None or provenance.base_model != backbone.base_model:
         found = "none" if provenance is None else repr(provenance.base_model)
-        raise WeightsError(f"{path}: its base model is {found}; expected a file that trainer.lora or trainer.full wrote for {backbone.name}")
+        raise WeightsError(
+            f"{path}: its base model is {found}; expected a file that trainer.lora or trainer.full wrote for {backbone.name}"
+        )
     tensors = load(path)
     if any(name.startswith(PREFIX) for name in tensors):
         return VelocityModel(backbone, model, load_adapter(backbone, model, tensors, path))

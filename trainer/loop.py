@@ -23,7 +23,7 @@ from twinflow import objective as twinflow
 from twinflow.ema import EMA
 from twinflow.objective import Condition, Objective, Velocity
 
-from . import TrainerError, checkpoint
+from . import Diverged, Stopped, checkpoint
 from .log import Log
 
 PATIENCE = 10  # steps without a finite gradient before training gives up
@@ -69,10 +69,6 @@ class Job:
     observe_every: int = 0
 
 
-class Stopped(Exception):
-    """The user asked to stop; what was trained is saved."""
-
-
 def seed_of(*parts) -> int:
     """A generator's seed for these parts of an address such as (seed, "draw", step, part, process)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
@@ -115,10 +111,12 @@ class Interrupts:
             signal.signal(number, handler)
 
 
-def train(job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, config_hash: str, save_every: int, keep: int):
+def train(
+    job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, config_hash: str, save_every: int, keep: int
+):
     """Train job.tensors in place, going on from the newest checkpoint in folder; returns the averages by key.
 
-    Raises Stopped after saving when interrupted, and TrainerError when training has broken down.
+    Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
     # fused: one kernel for all tensors
     optimizer = torch.optim.AdamW(job.groups, betas=job.betas, weight_decay=job.weight_decay, fused=True)
@@ -148,23 +146,31 @@ def train(job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: i
                 failures, state.skipped = failures + 1, state.skipped + 1
             optimizer.zero_grad(set_to_none=True)
             if failures >= PATIENCE:
-                raise TrainerError(
-                    f"{job.name}: the gradient was not finite for {PATIENCE} steps in a row (last at step {state.step}); expected "
-                    f"finite losses: lower the learning rate; the last good checkpoint is {checkpoint.newest(folder) or 'none yet'}"
+                raise Diverged(
+                    f"{job.name}: the gradient was not finite for {PATIENCE} steps in a row (the last is step {state.step}); "
+                    f"lower the learning rate; the last good checkpoint is {checkpoint.newest(folder) or 'none yet'}"
                 )
             state.step += 1
             state.seconds = time.perf_counter() - began
-            log.step(state.step, state.seconds, rate, terms | {"grad_norm": norm, "skipped": state.skipped}, last=state.step == job.steps)
+            log.step(
+                state.step,
+                state.seconds,
+                rate,
+                terms | {"grad_norm": norm, "skipped": state.skipped},
+                last=state.step == job.steps,
+            )
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()}, refresh=False)
             bar.update()
             if state.step % save_every == 0 or state.step == job.steps or interrupts.wanted:
                 if accelerator.is_main_process:
-                    path = checkpoint.write(state, folder, config_hash, keep)
+                    checkpoint.write(state, folder, config_hash, keep)
                 accelerator.wait_for_everyone()
             if job.observe and job.observe_every and state.step % job.observe_every == 0 and accelerator.is_main_process:
                 job.observe(state.step, values(job, averages))
             if interrupts.wanted and state.step < job.steps:
-                raise Stopped(f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {path}")
+                raise Stopped(
+                    f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {checkpoint.newest(folder)}"
+                )
     return values(job, averages)
 
 
@@ -201,7 +207,9 @@ class Step:
             draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
             last = part == job.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(self.network):
-                loss = twinflow.loss(self.network, x, cond, uncond, job.objective, roles, draws, teacher=self.teacher, guide=self.guide)
+                loss = twinflow.loss(
+                    self.network, x, cond, uncond, job.objective, roles, draws, teacher=self.teacher, guide=self.guide
+                )
                 accelerator.backward(loss.total / job.accumulation)
             for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
                 sums.setdefault(name, []).append(value)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,33 +9,14 @@ import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
-from twinflow.weights import WeightsError, save, write_json
+from twinflow.weights import save, write_json
 
 from . import TrainerError, report
 from .adapters import Trainee, With
 from .backbones import backbone
-from .config import Config, explain, parser, read_file, resolve
+from .config import Config, explain
 from .log import Log
-from .loop import Job, Stopped, train
-
-
-def main(mode: str, argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 2 bad input, 130 interrupted (and saved)."""
-    given = vars(parser(mode).parse_args(argv))
-    dry_run, file = given.pop("dry_run", False), given.pop("config", None)
-    try:
-        config = resolve(mode, (read_file(file) if file else {}) | given)
-        if dry_run:
-            print(config.model_dump_json(indent=2))
-        else:
-            run(config)
-    except (TrainerError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"{stopped}\nTo go on, run the same command again.", file=sys.stderr)
-        return 130
-    return 0
+from .loop import Job, train
 
 
 def run(config: Config) -> None:
@@ -56,7 +36,9 @@ def run(config: Config) -> None:
         torch.manual_seed(config.seed)  # the LoRA's first weights
         trainee = Trainee(model, prepared.model, config)
     count = sum(p.numel() for p in trainee.tensors.values())
-    accelerator.print(f"{config.mode}: {count:,} of {sum(p.numel() for p in trainee.network.parameters()):,} parameters are trained")
+    accelerator.print(
+        f"{config.mode}: {count:,} of {sum(p.numel() for p in trainee.network.parameters()):,} parameters are trained"
+    )
     job = Job(
         name="distil",
         network=trainee.network,
@@ -78,13 +60,10 @@ def run(config: Config) -> None:
         observe=lambda step, values: observe(model, prepared, trainee, step, values, folder),
         observe_every=config.sample_every,
     )
-    try:
-        values = train(
-            job, accelerator, log, folder / "checkpoints",
-            seed=config.seed, config_hash=config.hash(), save_every=config.save_every, keep=config.keep,
-        )  # fmt: skip
-    except ValueError as error:  # the batch cannot hold the roles, order 0 without rows to learn from
-        raise TrainerError(str(error)) from None
+    values = train(
+        job, accelerator, log, folder / "checkpoints",
+        seed=config.seed, config_hash=config.hash(), save_every=config.save_every, keep=config.keep,
+    )  # fmt: skip
     if accelerator.is_main_process:
         finish(config, model, prepared, trainee, values, folder, log)
     accelerator.end_training()
@@ -130,7 +109,9 @@ def open_folder(config: Config) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainerError(f"--out {config.out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
+        raise TrainerError(
+            f"--out {config.out}: {folder} cannot be made ({error.strerror}); expected a writable folder"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise TrainerError(f"--out {config.out}: {folder} cannot be written to; expected a writable folder")
     before = read_json(folder / "config.json")
@@ -140,7 +121,9 @@ def open_folder(config: Config) -> Path:
         other = Config(**before)
     except (ValidationError, TypeError) as error:
         why = explain(error) if isinstance(error, ValidationError) else "no settings"
-        raise TrainerError(f"{folder / 'config.json'}: cannot be used ({why}); use another --name, or delete {folder}") from None
+        raise TrainerError(
+            f"{folder / 'config.json'}: cannot be used ({why}); use another --name, or delete {folder}"
+        ) from None
     if other.hash() != config.hash():
         names = [n for n in Config.model_fields if getattr(other, n) != getattr(config, n)]
         changes = ", ".join(f"{n} was {getattr(other, n)}, is {getattr(config, n)}" for n in names[:4])
@@ -167,5 +150,3 @@ def start_accelerator(config: Config, folder: Path) -> Accelerator:
     if tracker != "none":
         accelerator.init_trackers(config.name)
     return accelerator
-
-

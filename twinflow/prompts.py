@@ -32,7 +32,9 @@ def load_prompts(path: str | os.PathLike) -> dict[str, Prompt]:
     """The prompts by name.  Raises WeightsError for a file that holds none."""
     texts = read_header(path).metadata.get("twinflow.prompts")
     if texts is None:
-        raise WeightsError(f"{path}: holds no prompts (no 'twinflow.prompts' in its metadata); expected the trainer's prompts.safetensors")
+        raise WeightsError(
+            f"{path}: holds no prompts (no 'twinflow.prompts' in its metadata); expected the trainer's prompts.safetensors"
+        )
     tensors = load(path)
     try:
         return {

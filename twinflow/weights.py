@@ -52,7 +52,9 @@ def read_header(path: str | os.PathLike) -> Header:
             raise
         raise WeightsError(f"{path}: the safetensors header is damaged ({error}): fetch or write the file again") from None
     if 8 + length + ends != size:
-        raise WeightsError(f"{path}: has {size} bytes; its header promises {8 + length + ends}: the file is cut off, fetch it again")
+        raise WeightsError(
+            f"{path}: has {size} bytes; its header promises {8 + length + ends}: the file is cut off, fetch it again"
+        )
     return Header(metadata, tensors)
 
 

@@ -21,7 +21,7 @@ from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
 from twinflow.weights import load, read_header, save
 
-from .. import quality
+from .. import TrainerError, quality
 from ..adapters import check_fits
 from ..generate import Plain, generate, load_trained, noise
 from ..log import Log
@@ -30,6 +30,7 @@ from . import qwen_image
 
 CLASSES = 10
 SIDE = 8
+NAMES = [*map(str, range(CLASSES)), ""]  # of the prompts, the empty one last
 TEST_SIZE = 450  # images the generator never sees
 ARCHITECTURE = dict(
     patch_size=2,
@@ -79,10 +80,9 @@ class PromptTable(nn.Module):
 
     def prompts(self) -> dict[str, Prompt]:
         """By name: "0" to "9", and "" for the empty prompt."""
-        names = [str(k) for k in range(CLASSES)] + [""]
         return {
             name: Prompt(f"a handwritten {name}" if name else "", embeds.detach().clone())
-            for name, embeds in zip(names, self.tokens)
+            for name, embeds in zip(NAMES, self.tokens)
         }
 
 
@@ -158,18 +158,22 @@ class Digits:
 
     def prepare(self, config, folder: Path, accelerator, log: Log) -> Prepared:
         """Stage 1: the flow-matching base, trained once for all runs in config.out with the same base settings."""
-        cache = config.out / "cache" / f"digits-{config.hash(base=True)}"
-        cache.mkdir(parents=True, exist_ok=True)
-        own_log = Log(cache / "metrics.csv", accelerator, config.log_every)
-        if not (cache / "prompts.safetensors").exists():  # written last
-            pretrain(config, cache, accelerator, own_log)
-        log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
-        for name in ("base.safetensors", "prompts.safetensors"):
-            shutil.copyfile(cache / name, folder / f".{name}")
-            (folder / f".{name}").replace(folder / name)
-        prompts = load_prompts(folder / "prompts.safetensors")
-        table = self.collate([prompts[str(k)] for k in range(CLASSES)] + [prompts[""]])
-        return Prepared(self.plain(folder / "base.safetensors"), Labelled(table), prompts)
+        if config.mode == "lora":  # a mistake is found before the base is trained
+            self.lora_targets(self.transformer(torch.Generator()), config.targets)
+        base = config.base
+        if base is None:
+            cache = config.out / "cache" / f"digits-{config.hash(base=True)}"
+            cache.mkdir(parents=True, exist_ok=True)
+            own_log, base = Log(cache / "metrics.csv", accelerator, config.log_every), cache / "base.safetensors"
+            if not base.exists():
+                pretrain(config, cache, accelerator, own_log)
+            log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
+        model, prompts = self.plain(base), load_prompts(base.parent / "prompts.safetensors")
+        if missing := [name for name in NAMES if name not in prompts]:
+            raise TrainerError(f"{base.parent / 'prompts.safetensors'}: has no prompt {missing[0]!r}; expected {NAMES}")
+        save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
+        save_prompts(folder / "prompts.safetensors", prompts)
+        return Prepared(model, Labelled(self.collate([prompts[name] for name in NAMES])), prompts)
 
     def plain(self, path: Path) -> QwenImageTransformer2DModel:
         """The transformer from a base file."""
@@ -189,7 +193,7 @@ class Digits:
         """Samples of both stages from the files of the run, their quality, the table and grid.png."""
         prompts = load_prompts(folder / "prompts.safetensors")
         labels = torch.arange(config.evaluate) % CLASSES
-        table = self.collate([prompts[str(k)] for k in range(CLASSES)])
+        table = self.collate([prompts[name] for name in NAMES])
         cond, start = tuple(c[labels] for c in table), noise(config.evaluate, (3, SIDE, SIDE), config.seed + 1)
         base = Plain(self, self.plain(folder / "base.safetensors"))
         distilled = load_trained(self, self.plain(folder / "base.safetensors"), weights)
@@ -231,8 +235,8 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
     )  # fmt: skip
     if accelerator.is_main_process:
         network.load_state_dict(values["weights"])
-        save(network.transformer.state_dict(), cache / "base.safetensors", {"modelspec.architecture": "digits"})
         save_prompts(cache / "prompts.safetensors", network.table.prompts())
+        save(network.transformer.state_dict(), cache / "base.safetensors", {"modelspec.architecture": "digits"})
         shutil.rmtree(cache / "checkpoints")
     accelerator.wait_for_everyone()
 

@@ -91,9 +91,7 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
 
     Never one of the second embedder, which is trained whole.  Raises TrainerError for a name that fits nothing.
     """
-    linear = [
-        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("time_text_embed_2.")
-    ]
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("time_text_embed_2.")]
     ends = ATTENTION if targets == "attention" else tuple(t.strip() for t in targets.split(",") if t.strip())
     if targets == "all":
         return linear

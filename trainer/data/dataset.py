@@ -1,0 +1,194 @@
+"""From sources to batches: read the rows, choose their buckets, fill the cache, and serve batches by number.
+
+The loop asks `data.batch_at(index, batch, seed)`, index counting micro-batches over all processes from the run's start:
+
+    index = (step * accumulation + part) * processes + process
+    x, cond, uncond = data.batch_at(index, batch, seed)
+
+Rows, bucket, captions and dropped captions are functions of (seed, index) alone.  A batch lies in one bucket, so x is one
+tensor; cond and uncond are padded to one length; everything is on the CPU in the cache's dtype, but x in float32.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from twinflow.objective import Condition
+from twinflow.prompts import Prompt
+
+from .. import TrainerError
+from ..loop import seed_of
+from . import sources
+from .buckets import Buckets
+from .cache import Cache, Caption, Shot
+from .digests import Digests
+from .order import Order
+from .pictures import Broken
+from .report import Report
+
+Collate = Callable[[list[Prompt]], Condition]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """data: sources, comma-separated (see sources.read).  multiple: of both sides of a picture, what the model needs.
+
+    aspects: of rows without pictures, when image_free.  encode_batch: pictures or captions an encoder gets at a time.
+    """
+
+    data: str
+    resolution: int = 1024
+    multiple: int = 16
+    aspect: float = 2.0
+    edit: bool = False
+    image_free: bool = False
+    aspects: str = "1:1"
+    caption: str = ""
+    null_prompt: str = ""
+    caption_dropout: float = 0.0
+    encode_batch: int = 4
+
+
+class Sample(NamedTuple):
+    """One row, ready to be looked up; size (height, width) in pixels."""
+
+    name: str
+    captions: tuple[Caption, ...]
+    null: Caption
+    size: tuple[int, int]
+    target: Shot | None
+    references: tuple[Shot, ...]
+    repeats: int
+
+    @property
+    def bucket(self):
+        return self.size, tuple(shot.size for shot in self.references)
+
+
+class CachedData:
+    """Rows whose encodings all lie in the cache; see the module for the contract of batch_at.
+
+    latents: the shape (C, h, w) of a picture's latents by its size in pixels; asked only for rows without pictures.
+    """
+
+    def __init__(self, cache: Cache, samples: Sequence[Sample], collate: Collate, *, dropout: float = 0.0, latents=None):
+        self.cache, self.collate, self.dropout, self.latents = cache, collate, dropout, latents
+        self.rows = [sample for sample in samples for _ in range(sample.repeats)]
+        buckets: dict[tuple, list[int]] = {}
+        for i, sample in enumerate(self.rows):
+            buckets.setdefault(sample.bucket, []).append(i)
+        self.order = Order(list(buckets.values()))
+
+    def __len__(self) -> int:
+        """Rows an epoch, repeats counted."""
+        return len(self.rows)
+
+    def batch_at(self, index: int, batch: int, seed: int) -> tuple[Tensor, Condition, Condition]:
+        """x (B, C, h, w), zeros where rows have no pictures; cond, uncond; an edit's reference latents end both of these."""
+        drawn = self.order.batch(index, batch, seed)
+        rows = [self.rows[row] for _, row in drawn]
+        prompts = [self.cache.prompt(self.caption(epoch, row, seed)) for epoch, row in drawn]
+        both = self.collate(prompts + [self.cache.prompt(sample.null) for sample in rows])
+        seen = tuple(self._stack(shots) for shots in zip(*(sample.references for sample in rows), strict=True))
+        cond, uncond = (tuple(c[part] for c in both) + seen for part in (slice(batch), slice(batch, None)))
+        if rows[0].target:
+            return self._stack([sample.target for sample in rows]), cond, uncond
+        return torch.zeros(batch, *self.latents(*rows[0].size)), cond, uncond
+
+    def caption(self, epoch: int, row: int, seed: int) -> Caption:
+        """The caption that this row has in this epoch, which may be the null prompt."""
+        sample = self.rows[row]
+        if seed_of(seed, "drop", epoch, row) < self.dropout * 2**56:  # seeds are uniform over 56 bits
+            return sample.null
+        return sample.captions[seed_of(seed, "caption", epoch, row) % len(sample.captions)]
+
+    def _stack(self, shots) -> Tensor:
+        return torch.stack([self.cache.latents(shot) for shot in shots]).float()
+
+
+def prepare(
+    settings: Settings,
+    cache: Cache,
+    collate: Collate,
+    *,
+    latents: Callable[[int, int], tuple[int, int, int]] | None = None,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
+) -> tuple[CachedData, Report]:
+    """Everything up to the first batch; afterwards no encoder is in memory.
+
+    share: this process and how many there are; wait: returns when all have called it (accelerate's wait_for_everyone).
+    Raises TrainerError, also when no row is left.
+    """
+    report = Report()
+    if not 0 <= settings.caption_dropout <= 1:
+        raise TrainerError(f"caption_dropout is {settings.caption_dropout}; expected a share between 0 and 1")
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
+    rows = sources.read(settings.data, report, edit=settings.edit, image_free=settings.image_free, caption=settings.caption)
+    samples = survey(rows, settings, cache.folder, report, share[0])
+    cache.fill(
+        [shot for s in samples for shot in shots(s)],
+        [caption for s in samples for caption in (*s.captions, s.null)],
+        batch=settings.encode_batch,
+        share=share,
+        quiet=share[0] != 0,
+    )
+    wait()
+    samples = [sample for sample in samples if usable(sample, cache, report)]
+    for sample in samples:
+        size = f"{sample.size[1]}x{sample.size[0]}"
+        report.buckets[size] = report.buckets.get(size, 0) + sample.repeats
+    report.used = sum(sample.repeats for sample in samples)
+    if not samples:
+        raise TrainerError(f"data: {settings.data!r} holds no usable row ({report}); expected pictures with captions")
+    return CachedData(cache, samples, collate, dropout=settings.caption_dropout, latents=latents), report
+
+
+def survey(rows: list[sources.Row], settings: Settings, folder: Path, report: Report, process: int) -> list[Sample]:
+    """The rows with their pictures' digests and sizes; those whose pictures cannot be opened are reported."""
+    buckets = Buckets(settings.resolution, settings.multiple, settings.aspect)
+    free, digests, samples = buckets.parse(settings.aspects), Digests(folder / "digests.json"), []
+
+    def shot(picture):
+        digest, size = digests(picture)
+        return Shot(picture, digest, buckets.nearest(*size))
+
+    for row in tqdm(rows, desc="looking at rows", unit="", disable=process != 0, delay=1):
+        try:
+            target = None if settings.image_free else shot(row.target)
+            references = tuple(shot(picture) for picture in row.references) if settings.edit else ()
+        except Broken as fault:
+            report.skip("broken picture", f"{row.name} ({fault})")
+            continue
+        except OSError as error:
+            report.skip("picture cannot be read", f"{row.name} ({error.strerror or error})")
+            continue
+        captions = tuple(Caption(text, references) for text in row.captions)
+        size = target.size if target else free[seed_of(row.captions) % len(free)]
+        null = Caption(settings.null_prompt, references)
+        samples.append(Sample(row.name, captions, null, size, target, references, row.repeats))
+    if process == 0:
+        digests.save()
+    return samples
+
+
+def shots(sample: Sample) -> list[Shot]:
+    return [shot for shot in (sample.target, *sample.references) if shot]
+
+
+def usable(sample: Sample, cache: Cache, report: Report) -> bool:
+    """Whether all its pictures have latents; if not, it is reported."""
+    for shot in shots(sample):
+        if fault := cache.fault(shot):
+            why, _, detail = fault.partition(": ")
+            report.skip(why, f"{sample.name} ({detail})")
+            return False
+    return True

@@ -1,0 +1,36 @@
+"""Hash and size of every picture, remembered by its file's date, so that a second run need not read them all again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from twinflow.weights import write_json
+
+from .pictures import size
+from .sources import Picture
+
+
+class Digests:
+    """A JSON file of what was seen; a lost or stale entry only costs the time to read the picture again."""
+
+    def __init__(self, path: Path):
+        self.path, self.fresh = path, False
+        try:
+            self.seen = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self.seen = {}
+
+    def __call__(self, picture: Picture) -> tuple[str, tuple[int, int]]:
+        """Digest of the bytes, and (height, width).  Raises OSError and pictures.Broken."""
+        stat = picture.path.stat()
+        name = f"{picture.path.resolve()}:{picture.column}:{picture.row}"
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        if self.seen.get(name, {}).get("stamp") != stamp:
+            data = picture.read()
+            self.seen[name] = dict(stamp=stamp, digest=hashlib.sha256(data).hexdigest(), size=size(data))
+            self.fresh = True
+        return self.seen[name]["digest"], tuple(self.seen[name]["size"])
+
+    def save(self) -> None:
+        if self.fresh:
+            write_json(self.seen, self.path)

@@ -1,0 +1,58 @@
+"""Pictures from bytes to pixels: upright, opaque, cut to a bucket's size.  Nothing here is random."""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+
+
+class Broken(Exception):
+    """A picture that cannot be decoded; the message says why."""
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Height and width of the upright picture, from its header alone.  Raises Broken."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else (height, width)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything for damaged files
+        raise Broken(reason(error)) from None
+
+
+def pixels(data: bytes, size: tuple[int, int]) -> Tensor:
+    """The picture as (3, H, W) in [-1, 1]: scaled to cover size (H, W), the centre cut out.  Raises Broken."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            image = opaque(ImageOps.exif_transpose(image))
+            scale = max(size[0] / image.height, size[1] / image.width)
+            left, top = (image.width - size[1] / scale) / 2, (image.height - size[0] / scale) / 2
+            box = (max(0, left), max(0, top), min(image.width, image.width - left), min(image.height, image.height - top))
+            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+            array = np.array(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Broken(reason(error)) from None
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """As RGB, transparency laid over white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    return str(error).split("<_io")[0].strip() or type(error).__name__  # without the address that Pillow adds
