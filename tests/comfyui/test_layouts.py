@@ -21,7 +21,7 @@ def test_native_tensors_are_those_of_comfyui_s_converter(comfy, goldens, file, s
     native = layout.to_native(tensors)
     theirs = model_detection.convert_diffusers_mmdit(dict(tensors))
     own = set(layout.second)  # ComfyUI knows no second embedder
-    assert set(native) - own == set(theirs) - own - {key for key in theirs if "embed_2" in key}
+    assert set(native) - own == set(theirs) - own
     for key in set(native) - own:
         assert torch.equal(native[key], theirs[key]), key
     assert own <= set(native)
