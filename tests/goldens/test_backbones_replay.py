@@ -99,21 +99,26 @@ def test_every_forward(recording, replayed):
         out = recording.velocity(model, recording.tensors["x"], t, r, cond, "fold" if case["lora"] else "two")
         recording.check(f"{tag}/out", out, bf16)
         recording.check_embedding(tag, bf16)
-    replayed(len(recording.index["combos"]))
+    replayed(len(recording.index["combos"]) + single_target(recording) + guidance(recording))
 
 
-def test_a_target_time_for_the_whole_batch_and_guidance(recording, replayed):
-    """`tt_shape1`: t = .6 with a single r = 0.  `cfg`: guidance 4 over a batch of conditional and unconditional rows."""
-    x, n = recording.tensors["x"], len(recording.tensors["x"])
-    t, r = torch.full((n,), 0.6), torch.zeros(1).expand(n)
-    recording.check("tt_shape1/out", recording.velocity(recording.two, x, t, r, recording.cond()))
+def single_target(recording):
+    """`tt_shape1`: one r for the whole batch."""
+    x = recording.tensors["x"]
+    if "tt_shape1/out" in recording.tensors:
+        t, r = torch.full((len(x),), 0.6), torch.zeros(1).expand(len(x))
+        recording.check("tt_shape1/out", recording.velocity(recording.two, x, t, r, recording.cond()))
+    return "tt_shape1/out" in recording.tensors
+
+
+def guidance(recording):
+    """`cfg`: scale 4 over a batch of conditional, then unconditional rows."""
     if "cfg/out" in recording.tensors:
-        both = recording.velocity(
-            recording.two, torch.cat([x, x]), torch.cat([t, t]), torch.cat([r, r]), recording.cond(prefix="cfg/")
-        )
-        given, free = both.chunk(2)
+        x = torch.cat([recording.tensors["x"]] * 2)
+        t, r = torch.full((len(x),), 0.6), torch.zeros(len(x))
+        given, free = recording.velocity(recording.two, x, t, r, recording.cond(prefix="cfg/")).chunk(2)
         recording.check("cfg/out", (free + 4 * (given - free)).repeat(2, 1, 1, 1))
-    replayed(1 + ("cfg/out" in recording.tensors))
+    return "cfg/out" in recording.tensors
 
 
 def test_every_sample(recording, replayed):
