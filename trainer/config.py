@@ -91,7 +91,10 @@ class Config(BaseModel):
     guide: Literal["teacher", "base"] = setting("teacher", "objective", "who guides: the (EMA) teacher or the frozen base")
     base_time: Literal["t", "folded"] = setting("t", "objective", "with --time fold, the time at which the base is asked")
     target: Literal["data", "guide"] = setting("data", "objective", "velocity to learn: noise - data, or the guide's own")
-    time_beta: Pair = setting((1.0, 1.0), "objective", "t is drawn from Beta(a, b)")
+    times: Literal["beta", "logit-normal"] = setting("beta", "objective", "distribution of t")
+    time_beta: Pair = setting((1.0, 1.0), "objective", "of beta: a, b (1,1 is uniform)")
+    time_normal: Pair = setting((0.0, 1.0), "objective", "of logit-normal: mean, deviation")
+    stratified: bool = setting(False, "objective", "spread the times of a batch evenly")
     time_scale: float = setting(1.0, "objective", "and multiplied with this")
     rectify: float = setting(0.5, "objective", "weight of the rectification against the twin")
     loss: Literal["barron", "l2"] = setting("barron", "objective", "distance")
@@ -139,7 +142,7 @@ def resolve(mode: str, given: dict) -> Config:
     if preset:
         if preset not in OBJECTIVES:
             raise TrainerError(f"preset is {preset!r}; expected one of {', '.join(OBJECTIVES)}")
-        values |= {name: getattr(OBJECTIVES[preset], name) for name in Objective.__dataclass_fields__}
+        values |= vars(OBJECTIVES[preset])
     try:
         return Config(**values | given)
     except ValidationError as error:

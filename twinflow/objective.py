@@ -37,22 +37,36 @@ class Velocity(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """Every constant of the method.  Raises ValueError for a value that has no meaning."""
+    """Every constant of the method.  Raises ValueError for a value that has no meaning.
+
+    roles: share of each role.  order: steps of the teacher's journey from t down to r (RCGM order N); 0 is flow matching.
+    difference: finite time step of the consistency target.  reach: how far below t the target time may lie, as a share
+    of t (the released "consistency ratio").  guidance: how much of (conditional - unconditional) is added to the target,
+    in rows with low < t < high strictly (guidance_range).  target: what velocity is learnt, "data" (noise - data) or the
+    "guide"'s own, in the rows that are guided; guidance is a CFG scale then.
+    times: t ~ "beta" (time_beta) or "logit-normal" (mean and deviation, time_normal), then times time_scale; stratified
+    spreads the uniform numbers behind t evenly over the batch.  rectify: weight of the rectification of the one_step
+    rows; 0 is none.  loss: "barron" (its alpha and scale) or "l2".  image_free: train on the model's own one-step
+    samples; the data are not looked at.
+    """
 
     roles: Mapping[str, float] = field(default_factory=lambda: dict(one_step=1, multi_step=1, any_step=1, fake=1))
-    order: int = 2  # steps of the teacher's journey from t down to r (RCGM order N); 0: flow matching
-    difference: float = 0.01  # finite time difference of the consistency target
-    reach: float = 1.0  # how far below t the target time may lie, as a share of t ("consistency ratio")
-    guidance: float = 0.0  # how much of (conditional - unconditional) is added to the target; with target "guide" a CFG scale
-    guidance_range: tuple[float, float] = (0.0, 1.0)  # rows with low < t < high (strictly) are guided
-    target: str = "data"  # what the velocity is measured against: "data" noise - data, or the "guide"'s velocity
-    time_beta: tuple[float, float] = (1.0, 1.0)  # t ~ Beta(a, b), times time_scale
+    order: int = 2
+    difference: float = 0.01
+    reach: float = 1.0
+    guidance: float = 0.0
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+    target: str = "data"
+    times: str = "beta"
+    time_beta: tuple[float, float] = (1.0, 1.0)
+    time_normal: tuple[float, float] = (0.0, 1.0)
     time_scale: float = 1.0
-    rectify: float = 0.5  # weight of the rectification of the one_step rows; 0: no such term
-    loss: str = "barron"  # or "l2"
+    stratified: bool = False
+    rectify: float = 0.5
+    loss: str = "barron"
     barron_alpha: float = 1.0
     barron_scale: float = 1e-3
-    image_free: bool = False  # train on the model's own one-step samples: the data are not looked at
+    image_free: bool = False
 
     def __post_init__(self):
         def expect(ok, name, what):
@@ -68,7 +82,11 @@ class Objective:
         expect(0 <= self.reach <= 1, "reach", "a share between 0 and 1")
         expect(self.target in ("data", "guide"), "target", "'data' or 'guide'")
         expect(self.guidance >= 0, "guidance", "0 (off) or more")
+        expect(self.times in ("beta", "logit-normal"), "times", "'beta' or 'logit-normal'")
         expect(min(self.time_beta) > 0, "time_beta", "two positive numbers")
+        uniform = tuple(self.time_beta) == (1, 1)
+        expect(uniform or not (self.stratified and self.times == "beta"), "time_beta", "1, 1 for stratified times")
+        expect(self.time_normal[1] > 0, "time_normal", "a mean and a positive deviation")
         expect(0 < self.time_scale <= 1, "time_scale", "a number above 0, at most 1")
         expect(self.rectify >= 0, "rectify", "0 (off) or more")
         expect(self.loss in ("barron", "l2"), "loss", "'barron' or 'l2'")
@@ -139,21 +157,29 @@ class Draws(NamedTuple):
 def draw(x: Tensor, objective: Objective, generator: torch.Generator) -> Draws:
     """Draws for a batch like x (B, ...), all from this generator, on its device, then moved to x; at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    here = dict(device=generator.device, dtype=dtype)
+    here = dict(device=generator.device, dtype=dtype, generator=generator)
+    t = draw_times(len(x), objective, here).to(x.device)
+    uniform = [torch.rand(len(x), **here).to(x.device) for _ in range(3)]
+    normal = [torch.randn(x.shape, **here).to(x.device) for _ in range(3)]
+    return Draws(t, uniform[0], uniform[1], *normal, uniform[2])
 
-    def uniform():
-        return torch.rand(len(x), generator=generator, **here).to(x.device)
 
-    def normal():
-        return torch.randn(x.shape, generator=generator, **here).to(x.device)
-
-    def beta(a, b):
-        if a == b == 1:
-            return uniform()
-        g = [torch._standard_gamma(torch.full((len(x),), k, **here), generator=generator) for k in (a, b)]
-        return (g[0] / (g[0] + g[1])).to(x.device)
-
-    return Draws(beta(*objective.time_beta), uniform(), uniform(), normal(), normal(), normal(), uniform())
+def draw_times(rows: int, objective: Objective, here: dict) -> Tensor:
+    """t (rows,) in [0, 1], before time_scale; `here` says on what device, in what dtype and from what generator."""
+    if objective.times == "beta" and tuple(objective.time_beta) != (1, 1):
+        where = {name: here[name] for name in ("device", "dtype")}
+        a, b = (
+            torch._standard_gamma(torch.full((rows,), k, **where), generator=here["generator"]) for k in objective.time_beta
+        )
+        return a / (a + b)
+    u = torch.rand(rows, **here)
+    if objective.stratified:
+        order = torch.rand(rows, **here).argsort()  # which row gets which stratum
+        u = (order + u) / rows
+    if objective.times == "beta":
+        return u
+    mean, deviation = objective.time_normal
+    return torch.sigmoid(mean + deviation * torch.special.ndtri(u))
 
 
 def role_times(draws: Draws, roles: Roles, objective: Objective) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def read(data: str, report: Report, *, edit: bool, image_free: bool, caption: st
                 report.skip("empty caption", row.name)
             elif row.target is None and not image_free:
                 report.skip("no picture named", row.name)
-            elif bool(row.references) != edit and not image_free:
+            elif bool(row.references) != edit and (edit or not image_free):
                 expected = "a source picture for every row" if edit else "a model that edits, or rows without a source"
                 raise TrainerError(f"data: {row.name} has {len(row.references)} source pictures; expected {expected}")
             elif row.repeats:
