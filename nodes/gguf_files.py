@@ -6,6 +6,7 @@ The file's architecture field is not looked at: repacks of TwinFlow files carry 
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,7 +80,7 @@ def read_tensor(gguf, reader, tensor, path: str, unpack: bool) -> Tensor:
     kinds, kind, shape = gguf.GGMLQuantizationType, tensor.tensor_type, shape_of(reader, tensor)
     plain = {kinds.F32: torch.float32, kinds.F16: torch.float16, kinds.F64: torch.float64, kinds.BF16: torch.bfloat16}
     if kind in plain:
-        return torch.from_numpy(tensor.data.copy()).view(plain[kind]).reshape(shape)
+        return mapped(tensor.data).view(plain[kind]).reshape(shape)
     pack = None if unpack or len(shape) < 2 else quantised_pack()
     try:
         values = gguf.quants.dequantize(tensor.data if pack is None else tensor.data[:1], kind)
@@ -91,7 +92,14 @@ def read_tensor(gguf, reader, tensor, path: str, unpack: bool) -> Tensor:
     if pack is None:
         return torch.from_numpy(values).to(torch.bfloat16).reshape(shape)
     ggml = importlib.import_module(".ops", pack.__package__).GGMLTensor
-    return ggml(torch.from_numpy(tensor.data.copy()), tensor_type=kind, tensor_shape=torch.Size(shape))
+    return ggml(mapped(tensor.data), tensor_type=kind, tensor_shape=torch.Size(shape))
+
+
+def mapped(data) -> Tensor:
+    """The file's own memory, uncopied; nobody writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(data)
 
 
 def is_quantised(tensor: Tensor) -> bool:

@@ -73,7 +73,7 @@ def second_embedder_in(base: ModelFile, adapter: ModelFile | None, layout: Layou
             f"{adapter.name}: has no second time embedder ({layout.second[0]} and the like; found {adapter.keys_found()}), "
             f"nor has {base.name}. A LoRA without one belongs in the TwinFlow LoRA Loader, after core's Load Diffusion Model"
         )
-    found = set(layout.to_native(dict.fromkeys(source.second)))
+    found = set(native(source, layout, source.second))
     if missing := sorted(set(layout.second) - found):
         raise WeightsError(
             f"{source.name}: its second time embedder does not fit {layout.name}: missing {', '.join(missing)}; "
@@ -84,9 +84,9 @@ def second_embedder_in(base: ModelFile, adapter: ModelFile | None, layout: Layou
 
 def build(base: ModelFile, adapter: ModelFile | None, layout: Layout, dtype: str):
     """(ModelPatcher, the keys that went in), the second embedder taken from the adapter where one is given."""
-    tensors = layout.to_native(base.tensors())
+    tensors = native(base, layout)
     if adapter is not None:
-        tensors |= layout.to_native(adapter.tensors(adapter.second))
+        tensors |= native(adapter, layout, adapter.second)
     keys = set(tensors)
     options = dict(DTYPES[dtype])
     pack = None
@@ -101,6 +101,14 @@ def build(base: ModelFile, adapter: ModelFile | None, layout: Layout, dtype: str
     if layout.second[0] in keys and not has_second_embedder(patcher.model):
         raise WeightsError(f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out; please report the file")
     return pack.GGUFModelPatcher.clone(patcher) if pack else patcher, keys
+
+
+def native(file: ModelFile, layout: Layout, keys: list[str] | None = None) -> dict[str, torch.Tensor]:
+    """These tensors of the file, all without a list, under ComfyUI's names."""
+    try:
+        return layout.to_native(file.tensors(keys))
+    except ValueError as error:
+        raise WeightsError(f"{file.name}: {error}. Fetch the file again") from None
 
 
 def missing_lines(patcher, base: ModelFile, loaded: set[str]) -> list[str]:

@@ -78,12 +78,14 @@ def comfy(comfyui, tmp_path_factory):
     for extra in EXTRAS:
         assert asyncio.run(nodes.load_custom_node(str(comfyui / "comfy_extras" / f"nodes_{extra}.py"), module_parent="comfy_extras"))
     assert asyncio.run(nodes.load_custom_node(str(REPOSITORY))), "ComfyUI refused the pack"
+    gguf = comfyui / "custom_nodes" / "ComfyUI-GGUF"
     sys.argv = argv
     root = str(REPOSITORY).replace(".", "_x_")
     return SimpleNamespace(
         nodes=nodes.NODE_CLASS_MAPPINGS,
         models=Path(folder_paths.models_dir),
         version=tuple(int(n) for n in comfyui_version.__version__.split(".")),
+        gguf=gguf if gguf.is_dir() else None,
         part=lambda name: sys.modules[f"{root}.{name}"],
     )
 

@@ -79,7 +79,10 @@ def test_plain_file_is_refused_with_its_keys_and_the_fix(server):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\two.safetensors", "two.ckpt"])
 def test_hostile_file_name_is_refused(server, name):
     status, answer = server.post("/prompt", {"prompt": graph(name)})
-    assert status == 400 and "model_name" in str(answer["node_errors"])
+    if status == 400:
+        assert "model_name" in str(answer["node_errors"])
+    else:  # ComfyUI 0.3.64 does not compare V3 lists, so the node has to refuse it
+        assert "is refused" in server.run(graph(name)).error
 
 
 def test_interrupt_stops_within_one_call(server):

@@ -113,3 +113,9 @@ def lora(weights: dict[str, torch.Tensor], modules: tuple[str, ...], rank: int =
     g = torch.Generator().manual_seed(seed)
     found = {k[: -len(".weight")]: v.shape for k, v in weights.items() if k.endswith(tuple(f"{m}.weight" for m in modules)) and v.ndim == 2}
     return {k: (torch.randn(rank, s[1], generator=g) * 0.3, torch.randn(s[0], rank, generator=g) * 0.3) for k, s in found.items()}
+
+
+def save(tensors: dict[str, torch.Tensor], path: Path, metadata=None) -> str:
+    """The name of the file, once it is written."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
+    return path.name

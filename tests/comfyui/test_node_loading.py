@@ -1,0 +1,182 @@
+"""Files as they are met: every prefix, adapters, embedder files, GGUF; and those that must be refused, with a line that helps."""
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture(params=list(tiny.NAMES))
+def golden(request, comfy, goldens):
+    tiny.need_backbone(request.param, comfy.version)
+    return tiny.read(goldens, request.param)
+
+
+@pytest.fixture
+def models(comfy):
+    return comfy.models / "diffusion_models"
+
+
+def weights_of(patcher) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in patcher.model.diffusion_model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "model.diffusion_model.", "diffusion_model.", "extended_weights."])
+def test_prefixes(golden, models, run, prefix):
+    bare = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
+    model, report = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights, prefix=prefix, name="worn"), weight_dtype="float32")
+    assert same(weights_of(model), weights_of(bare))
+    assert tiny.NAMES[golden.name] in report and "missing: none" in report
+
+
+def test_stock_loader_keeps_the_second_embedder(golden, models, run, comfy):
+    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
+    file = golden.write(models, layout.to_native(golden.weights), name="native")
+    model = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
+    assert comfy.part("nodes.channel").has_second_embedder(model.model)
+    assert set(layout.second) <= set(model.model.diffusion_model.state_dict())
+
+
+def test_plain_file_gets_a_plain_model(golden, models, run, comfy):
+    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
+    file = golden.write(models, layout.to_native(golden.plain), name="plain_stock")
+    model = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
+    assert not comfy.part("nodes.channel").has_second_embedder(model.model)
+
+
+@pytest.mark.parametrize("source", ["bare embedder", "whole checkpoint"])
+def test_plain_base_with_an_embedder_equals_the_whole_file(golden, models, run, source):
+    whole = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
+    base = golden.write(models, golden.plain, name="base")
+    extra = golden.write(models, golden.second if source == "bare embedder" else golden.weights, name="extra", prefix="diffusion_model.")
+    model, report = run("TwinFlowModelLoader", model_name=base, adapter=extra, weight_dtype="float32")
+    assert same(weights_of(model), weights_of(whole))
+    assert "from " + extra in report
+
+
+def test_adapter_reads_only_what_it_needs(golden, models, run, comfy, monkeypatch):
+    """Of a whole checkpoint named as adapter, no tensor but the second embedder is read."""
+    base, extra = golden.write(models, golden.plain, name="base"), golden.write(models, golden.weights, name="extra")
+    files, asked = comfy.part("nodes.model_files"), {}
+    original = files.load
+    monkeypatch.setattr(files, "load", lambda path, keys: asked.setdefault(path.rpartition("/")[2], list(keys)) and original(path, keys))
+    run("TwinFlowModelLoader", model_name=base, adapter=extra)
+    assert sorted(asked[extra]) == sorted(golden.second)
+
+
+def test_adapter_of_the_trainer(comfy, run, models):
+    """LoRA and second embedder in one file, as trainer writes it: the weights are base + B A, and the metadata is heard."""
+    weights, metadata = tiny.digits(), trainer_metadata("two")
+    parts = tiny.lora(weights, ("attn.to_q", "img_mlp.net.2"))
+    second = {f"diffusion_model.{k}": v for k, v in tiny.second_embedder(weights).items()}
+    halves = {f"diffusion_model.{m}.lora_{h}.weight": t for m, ab in parts.items() for h, t in zip("AB", ab)}
+    save_file(weights, models / "digits_base.safetensors")
+    save_file(halves | second, comfy.models / "loras" / "digits_adapter.safetensors", metadata)
+    model, report = run("TwinFlowModelLoader", model_name="digits_base.safetensors", adapter="digits_adapter.safetensors")
+    assert f"LoRA modules applied: {len(parts)}, dropped: 0" in report and "twinflow.base_model: digits" in report
+    patched(model, weights, parts)
+    assert comfy.part("nodes.sampler").recommended(model).steps == 4
+    with pytest.raises(ValueError, match="TwinFlow Model Loader"):
+        plain = run("UNETLoader", unet_name="digits_base.safetensors", weight_dtype="default")[0]
+        run("TwinFlowLoraLoader", model=plain, lora_name="digits_adapter.safetensors")
+    again, report = run("TwinFlowLoraLoader", model=model, lora_name="digits_adapter.safetensors")
+    assert "set from digits_adapter" in report
+
+
+def trainer_metadata(time: str) -> dict[str, str]:
+    sampler = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5], "warp": [1, 1, 1]}]'
+    return {"format": "pt", "twinflow.version": "0.1.0", "twinflow.time": time, "twinflow.base_model": "digits", "twinflow.sampler": sampler}
+
+
+def patched(model, weights, parts):
+    """ComfyUI's own patching arrives at weight + B A."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    now = model.model.diffusion_model.state_dict()
+    for module, (a, b) in parts.items():
+        torch.testing.assert_close(now[f"{module}.weight"].float(), weights[f"{module}.weight"].float() + b @ a, rtol=1e-4, atol=1e-5)
+    model.detach()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8_e4m3fn"])
+def test_dtypes(golden, models, run, dtype):
+    model = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype=dtype)[0]
+    names = {"fp8_e4m3fn": torch.float8_e4m3fn}
+    assert next(model.model.diffusion_model.parameters()).dtype == names.get(dtype, getattr(torch, dtype, None))
+    latent = {"samples": torch.zeros_like(golden.tensors["x"][:1])}
+    out = run("TwinFlowSampleLatent", model=model, positive=golden.conditioning(), latent_image=latent, preset="2 steps", seed=1, cfg=1.0, denoise=1.0)
+    assert out[0]["samples"].isfinite().all()
+
+
+def refused(run, match, **inputs):
+    with pytest.raises(ValueError, match=match) as error:
+        run("TwinFlowModelLoader", **inputs)
+    assert "\n" not in str(error.value)
+
+
+def test_no_second_embedder_is_refused(golden, models, run):
+    file = golden.write(models, golden.plain, name="plain")
+    refused(run, rf"{file}: has no second time embedder .*found .*adapter", model_name=file)
+
+
+def test_half_an_embedder_is_refused(golden, models, run):
+    some = dict(list(golden.second.items())[:1])
+    refused(run, "missing", model_name=golden.write(models, golden.plain | some, name="half"))
+
+
+def test_incomplete_model_is_refused(golden, models, run):
+    kept = {k: v for k, v in golden.weights.items() if "out.0.weight" not in k and "to_out.0" not in k}
+    assert len(kept) < len(golden.weights)
+    refused(run, "not in the file|not complete", model_name=golden.write(models, kept, name="incomplete"))
+
+
+def test_truncated_file_is_refused(golden, models, run):
+    file = models / golden.write(models, golden.weights, name="cut")
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(run, "cut off", model_name=file.name)
+
+
+def test_wrong_adapters_are_refused(golden, models, run, comfy):
+    base = golden.write(models, golden.plain, name="base")
+    lora = golden.write(comfy.models / "loras", {"transformer.blocks.0.lora_A.weight": torch.zeros(1, 1)}, name="lora")
+    refused(run, f"{lora}.*TwinFlow LoRA Loader", model_name=base, adapter=lora)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"GGUF\x03\x00\x00\x00", b'\x02\x00\x00\x00\x00\x00\x00\x00{}'])
+@pytest.mark.parametrize("ending", ["safetensors", "gguf"])
+def test_garbage_is_refused(models, run, content, ending):
+    (models / f"garbage.{ending}").write_bytes(content)
+    refused(run, "garbage", model_name=f"garbage.{ending}")
+
+
+def test_unknown_layout_is_refused(models, run):
+    save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
+    refused(run, "sd1.safetensors: is no Qwen-Image, Z-Image or SD3.5 model .*input_blocks.0.weight", model_name="sd1.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "C:\\x.safetensors", "x.ckpt", "x.pt", "none.safetensors"])
+def test_hostile_names_are_refused(run, name):
+    refused(run, "refused|not there", model_name=name)
+
+
+def test_nothing_is_unpickled(models, run, tmp_path):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    (models / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    refused(run, "bomb", model_name="bomb.safetensors")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_merged_file_that_folds_needs_no_embedder(golden, models, run):
+    file = golden.write(models, golden.plain, name="merged", metadata=trainer_metadata("fold"))
+    model = run("TwinFlowModelLoader", model_name=file)[0]
+    assert model.model_options["transformer_options"]["twinflow"].rule == "fold"
