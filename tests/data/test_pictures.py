@@ -1,0 +1,93 @@
+"""Pixels: upright, opaque, centred; damage is named."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data.pictures import Broken, pixels, size
+
+
+def encoded(image, kind="PNG", **options):
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def halves(height, width):
+    """Black on the left, white on the right."""
+    array = np.zeros((height, width, 3), np.uint8)
+    array[:, width // 2 :] = 255
+    return Image.fromarray(array)
+
+
+def test_values_and_layout():
+    x = pixels(encoded(halves(16, 32)), (16, 32))
+    assert x.shape == (3, 16, 32) and x.dtype == torch.float32
+    assert (x[:, :, :16] == -1).all() and (x[:, :, 16:] == 1).all()
+
+
+def test_crop_is_centred_and_keeps_the_aspect():
+    array = np.zeros((16, 48, 3), np.uint8)
+    array[:, 16:32] = 255  # the middle third is white
+    assert (pixels(encoded(Image.fromarray(array)), (16, 16)) == 1).all()
+    disc = Image.new("L", (300, 100))
+    disc.putdata([255 * ((i % 300 - 150) ** 2 + (i // 300 - 50) ** 2 < 1600) for i in range(30000)])
+    x = pixels(encoded(disc), (50, 50))[0] > 0
+    assert abs(int(x.any(0).sum()) - int(x.any(1).sum())) <= 1  # still round
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    """A picture stored turned, with the tag that says so, looks like the upright one."""
+    upright = halves(16, 32)
+    undo = {
+        1: (), 2: (Image.Transpose.FLIP_LEFT_RIGHT,), 3: (Image.Transpose.ROTATE_180,), 4: (Image.Transpose.FLIP_TOP_BOTTOM,),
+        5: (Image.Transpose.TRANSPOSE,), 6: (Image.Transpose.ROTATE_90,), 7: (Image.Transpose.TRANSVERSE,),
+        8: (Image.Transpose.ROTATE_270,),
+    }[orientation]  # fmt: skip
+    stored = upright
+    for turn in undo:
+        stored = stored.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, exif=exif)
+    assert size(data) == (16, 32)
+    assert torch.equal(pixels(data, (16, 32)), pixels(encoded(upright), (16, 32)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_lies_over_white(mode):
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image = Image.new("P", (8, 8), 0) if mode == "P" else clear.convert(mode)
+    data = encoded(image, transparency=0) if mode == "P" else encoded(image)
+    assert (pixels(data, (8, 8)) == 1).all()
+
+
+def test_half_transparent_black_is_grey():
+    assert (pixels(encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 128))), (8, 8)) - -0.004).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16"])
+def test_other_modes(mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((8, 8), 32768, np.uint16))
+        expected = 128 / 127.5 - 1
+    else:
+        image, expected = Image.new("RGB", (8, 8), "white").convert(mode), 1.0
+    x = pixels(encoded(image, "TIFF"), (8, 8))
+    assert x.shape == (3, 8, 8) and (x - expected).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", encoded(halves(64, 64))[:90]])
+def test_damage(data):
+    with pytest.raises(Broken) as error:
+        pixels(data, (8, 8))
+    assert str(error.value) and "0x" not in str(error.value)
+
+
+def test_size_of_no_picture():
+    with pytest.raises(Broken):
+        size(b"<html>404</html>")
