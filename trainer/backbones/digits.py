@@ -5,7 +5,7 @@ learnt tokens, so there is no text encoder.  All else is Qwen-Image: class, key 
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES, Sampling
 from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
@@ -42,7 +41,7 @@ ARCHITECTURE = dict(
     joint_attention_dim=64,
     axes_dims_rope=(8, 12, 12),
 )
-TOKENS = 1  # learnt tokens a prompt
+TOKENS = 4  # learnt tokens a prompt
 DROP = 0.1  # share of rows of the base's training without a prompt
 
 
@@ -143,17 +142,19 @@ class Digits:
     def recipe(self, mode: str) -> dict:
         own = dict(lr=4e-3, alpha=8.0) if mode == "lora" else dict(lr=1e-3)
         return own | dict(
-            base_steps=2000, steps=1000, batch=128, ema=0.99, difference=0.05,
+            base_steps=2500, base_batch=64, base_lr=7e-3, steps=1000, batch=128, ema=0.99, difference=0.05,
             roles=dict(one_step=1, multi_step=1, any_step=1, few_step=1, fake=1),
         )  # fmt: skip
 
     def transformer(self, generator: torch.Generator) -> QwenImageTransformer2DModel:
-        """A fresh transformer.  Its output starts at zero, the mean of all velocities."""
+        """A fresh transformer.  Modulation and output start at zero (adaLN-Zero), as DiTs are trained from scratch."""
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             model = QwenImageTransformer2DModel(**ARCHITECTURE)
-        nn.init.zeros_(model.proj_out.weight)
-        nn.init.zeros_(model.proj_out.bias)
+        modulation = [layer for block in model.transformer_blocks for layer in (block.img_mod[1], block.txt_mod[1])]
+        for layer in [*modulation, model.norm_out.linear, model.proj_out]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         return model
 
     def prepare(self, config, folder: Path, accelerator, log: Log) -> Prepared:
@@ -241,5 +242,5 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
     accelerator.wait_for_everyone()
 
 
-BASE_OBJECTIVE: Objective = OBJECTIVES["flow-matching"]
+BASE_OBJECTIVE = replace(OBJECTIVES["flow-matching"], reach=0.0, loss="l2", times="logit-normal", stratified=True)
 BACKBONE = Digits()

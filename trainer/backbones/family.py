@@ -1,0 +1,180 @@
+"""What the backbones made of diffusers' classes share: loading from any source, LoRA targets, names in files.
+
+Prompts are encoded by the encode_prompt of diffusers' own pipeline, of which only the text encoders are loaded.
+"""
+
+import re
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+
+from twinflow.layouts import Layout
+from twinflow.presets import SAMPLING, Sampling
+from twinflow.prompts import Prompt
+from twinflow.time_embedding import SecondEmbedder
+
+from .. import TrainerError
+from . import sources
+from .images import ImageCodec
+
+
+class TextEncoder:
+    """A family's text encoders; drop it to free their memory.
+
+    Prompts are encoded one by one, so that an embedding never depends on its neighbours.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, encode: Callable[[DiffusionPipeline, str], Prompt]):
+        self.pipeline, self.encode = pipeline, encode
+
+    @torch.no_grad()
+    def encode_text(self, prompts: list[str]) -> list[Prompt]:
+        """Embeddings without padding, on the CPU; "" is the unconditional prompt."""
+        made = [self.encode(self.pipeline, text) for text in prompts]
+        return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
+
+
+class Family:
+    """A Backbone whose parts are diffusers' classes; a subclass says which, and how a prompt is encoded.
+
+    repository: the hub's copy of the published model, for the parts that a source lacks.  pixels: sides of pictures are
+    multiples of this.  prefix: of the LoRA's names in a file.  text_parts: the pipeline's text components.
+    """
+
+    name: str
+    base_model: str
+    repository: str
+    pixels = 16
+    prefix = "diffusion_model."
+    sampling: tuple[Sampling, ...] = tuple(SAMPLING.values())
+    second_embedder: SecondEmbedder
+    layout: Layout | None = None
+    transformer_class: type[nn.Module]
+    pipeline_class: type[DiffusionPipeline]
+    vae_class: type[nn.Module]
+    text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    presets: dict[str, str]  # of LoRA targets: names of linear layers, as a regular expression of the full name
+
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
+        """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
+        source = source or self.repository
+        tensors, folder = sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
+        tensors = self.from_file(tensors)
+        config = sources.read_config(folder) if folder else self.architecture({n: tuple(t.shape) for n, t in tensors.items()})
+        self.check_config(config, source)
+        return sources.build(self.transformer_class, config, tensors, dtype, source)
+
+    def check_config(self, config: dict, source: str) -> None:
+        found = config.get("_class_name", self.transformer_class.__name__)
+        if found != self.transformer_class.__name__:
+            raise TrainerError(
+                f"model source {source!r}: is a {found}; expected a {self.transformer_class.__name__} ({self.name})"
+            )
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
+        """The settings of the transformer's class, read off its tensors.  Raises TrainerError."""
+        raise NotImplementedError
+
+    def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
+        """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
+        root = self.parts_of(source, self.text_parts)
+        absent = [
+            name for name in self.pipeline_class._get_signature_keys(self.pipeline_class)[0] if name not in self.text_parts
+        ]
+        with quiet():
+            pipeline = load_part(
+                lambda: self.pipeline_class.from_pretrained(root, torch_dtype=dtype, **dict.fromkeys(absent)),
+                root,
+                self.text_parts,
+            )
+        return TextEncoder(pipeline.to(device), self.encode_prompt)
+
+    def encode_prompt(self, pipeline: DiffusionPipeline, text: str) -> Prompt:
+        raise NotImplementedError
+
+    def image_codec(self, source: str = "", *, dtype=torch.float32, device="cpu") -> ImageCodec:
+        """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
+        root = self.parts_of(source, ("vae",))
+        vae = load_part(lambda: self.vae_class.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",))
+        return ImageCodec(vae.to(device))
+
+    def parts_of(self, source: str, parts: tuple[str, ...]) -> Path:
+        """The folder that holds these parts: the source if it is a whole model, else the published one."""
+        if source and not source.endswith((".safetensors", ".sft")):
+            root = sources.fetch(source, parts)
+            if (root / parts[0]).is_dir():
+                return root
+        return sources.fetch(self.repository, parts)
+
+    def idle(self, model: nn.Module) -> list[str]:
+        """Modules whose output nothing hears; they never get a gradient."""
+        return []
+
+    def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
+        """Linear layers by full name: "all", a preset such as "attention", or names by their ends, comma-separated.
+
+        Never one of the second embedder, which is trained whole, nor an idle one.  Raises TrainerError for a name that
+        fits nothing.
+        """
+        second, idle = self.second_embedder.name + ".", tuple(name + "." for name in self.idle(model))
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        linear = [name for name in linear if not name.startswith(second) and not f"{name}.".startswith(idle or ("\0",))]
+        if targets == "all":
+            return linear
+        if targets in self.presets:
+            return [name for name in linear if re.fullmatch(self.presets[targets], name)]
+        ends = tuple(t.strip() for t in targets.split(",") if t.strip())
+        expected = f"expected all, {', '.join(self.presets)}, or ends of names such as {', '.join(linear[-2:])}"
+        if not ends:
+            raise TrainerError(f"targets is empty; {expected}")
+        for end in ends:
+            if not any(f".{name}".endswith("." + end) for name in linear):
+                raise TrainerError(f"targets: {end!r} names no linear layer; {expected}")
+        return [name for name in linear if any(f".{name}".endswith("." + end) for end in ends)]
+
+    def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.layout.to_native(tensors) if self.layout else dict(tensors)
+
+    def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return sources.to_diffusers(tensors, self.layout)
+
+
+def load_part(load: Callable, root: Path, parts: tuple[str, ...]):
+    """load(), with one line for whatever is wrong with the files.  Raises TrainerError."""
+    for part in parts:
+        if not (root / part).is_dir():
+            raise TrainerError(f"{root}: has no {part}/ folder; expected a diffusers model with {', '.join(parts)}")
+    try:
+        return load()
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise TrainerError(f"{root}: its {', '.join(parts)} cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def quiet():
+    """diffusers warns of every component that a pipeline is loaded without."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+
+
+def blocks(shapes: dict[str, tuple[int, ...]], key: str) -> int:
+    """How many of the numbered blocks there are; key has {} in place of the number."""
+    n = 0
+    while key.format(n) in shapes:
+        n += 1
+    return n
+
+
+def axes(head: int, side: int) -> list[int]:
+    """A head's width shared among the rotary axes: two of `side`, made even, and the rest first."""
+    side -= side % 2
+    return [head - 2 * side, side, side]

@@ -1,0 +1,39 @@
+"""Pixels to latents and back, with any of diffusers' autoencoders."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ImageCodec:
+    """One autoencoder; drop it to free its memory.  Latents come scaled as the transformer was trained on them.
+
+    The scale stands in the autoencoder's configuration: per channel (mean, std), or one factor and perhaps a shift.
+    """
+
+    def __init__(self, vae: nn.Module):
+        self.vae = vae.eval().requires_grad_(False)
+        config = vae.config
+        like = dict(device=vae.device, dtype=torch.float32)
+        self.video = hasattr(config, "latents_mean") and config.latents_mean is not None  # its tensors have a time axis
+        if self.video:
+            self.shift, self.scale = (
+                torch.tensor(v, **like).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std)
+            )
+        else:
+            self.shift = torch.tensor(getattr(config, "shift_factor", None) or 0.0, **like)
+            self.scale = torch.tensor(1 / config.scaling_factor, **like)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Latents (B, C, h, w), float32, of pictures (B, 3, H, W) in [0, 1]: the mean of their distribution."""
+        x = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
+        out = self.vae.encode(x.unsqueeze(2) if self.video else x)
+        z = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latent
+        return ((z.squeeze(2) if self.video else z).float() - self.shift) / self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1], float32, of latents (B, C, h, w)."""
+        z = (latents.to(self.shift) * self.scale + self.shift).to(self.vae.dtype)
+        x = self.vae.decode(z.unsqueeze(2) if self.video else z, return_dict=False)[0]
+        return ((x.squeeze(2) if self.video else x).float() / 2 + 0.5).clamp(0, 1)

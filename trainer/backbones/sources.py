@@ -1,0 +1,142 @@
+"""Where a model's weights come from: a diffusers folder, one safetensors file, or the hub; only what is needed is fetched.
+
+A hub source is `owner/name`, or `owner/name/` and a folder or a .safetensors file inside that repository.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from torch import Tensor, nn
+
+from twinflow.layouts import PREFIXES, Layout, bare, is_second_embedder
+from twinflow.weights import load
+
+from .. import TrainerError
+from ..adapters import check_fits
+
+UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
+SHARDS = "diffusion_pytorch_model.safetensors.index.json"
+EXPECTED = "expected a diffusers folder, a .safetensors file, or a hub id such as Qwen/Qwen-Image"
+
+
+def is_hub_id(source: str) -> bool:
+    return not Path(source).expanduser().exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(/[^/.~][^~]*)?", source))
+
+
+def fetch(source: str, parts: tuple[str, ...]) -> Path:
+    """The local file or folder of a source; of a hub repository only these subfolders are fetched.  Raises TrainerError."""
+    if not is_hub_id(source):
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise TrainerError(f"model source {source!r}: there is no such file or folder; {EXPECTED}")
+        return path
+    owner, name, *inside = source.split("/")
+    repository, inside = f"{owner}/{name}", "/".join(inside)
+    try:
+        if inside.endswith(".safetensors"):
+            return Path(hf_hub_download(repository, inside))
+        under = f"{inside}/" if inside else ""
+        wanted = [f"{under}{part}/*" for part in parts] + [f"{under}model_index.json"]
+        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=UNWANTED)) / inside
+    except (OSError, HfHubHTTPError) as error:
+        raise TrainerError(f"model source {source!r}: {why_not(error)}; {EXPECTED}") from None
+
+
+def why_not(error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return "is gated: accept its licence on huggingface.co and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "is no file or folder here, and the hub has no such repository"
+    return f"is no file or folder here, and could not be fetched from the hub ({str(error).splitlines()[0]})"
+
+
+def folder_of(root: Path, part: str, source: str) -> Path:
+    """The folder of one part of a model: root/part, or root itself where it is that part already.  Raises TrainerError."""
+    if (root / part).is_dir():
+        return root / part
+    if (root / "config.json").is_file() and not (root / "model_index.json").exists():
+        return root
+    raise TrainerError(f"model source {source!r}: has no {part}/ folder; expected one, as in a diffusers model")
+
+
+def transformer_tensors(root: Path, source: str) -> tuple[dict[str, Tensor], Path | None]:
+    """All tensors of the transformer by their names in the files, and the folder with its config.json if there is one."""
+    if root.is_file():
+        if root.suffix.lower() not in (".safetensors", ".sft"):
+            raise TrainerError(f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors")
+        return load(root), root.parent if (root.parent / "config.json").is_file() else None
+    folder = folder_of(root, "transformer", source)
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        tensors |= load(file)
+    return tensors, folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a diffusers folder: those in its list of shards, else the only one.  Raises TrainerError."""
+    index = folder / SHARDS
+    if index.is_file():
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise TrainerError(f"{index}: is no list of shards ({error}); fetch the folder again") from None
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise TrainerError(
+            f"{folder}: holds {len(files)} .safetensors files and no {SHARDS}; expected one file, or shards with it"
+        )
+    return files
+
+
+def to_diffusers(tensors: Mapping[str, Tensor], layout: Layout | None) -> dict[str, Tensor]:
+    """Tensors of any file under diffusers' names: prefixes off, other parts of a whole checkpoint left out."""
+    inside = PREFIXES[0]
+    whole = any(name.startswith(inside) for name in tensors)
+    own = {bare(name): t for name, t in tensors.items() if name.startswith(inside) or not whole}
+    return layout.to_diffusers(own) if layout else own
+
+
+def build(
+    cls: type[nn.Module], config: Mapping, tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str
+) -> nn.Module:
+    """The transformer with exactly these tensors (diffusers' names), in dtype (None: as they are, float8 as bfloat16).
+
+    Raises TrainerError for a tensor that is missing, of another shape or too many.
+    """
+    with init_empty_weights():  # buffers and tables are real: only the parameters wait for the file
+        model = cls.from_config(dict(config))
+    check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, model, source)
+    if unknown := sorted(tensors.keys() - model.state_dict().keys()):
+        second = any(is_second_embedder(name) or name.startswith("time_embed_2.") for name in unknown)
+        why = "a second time embedder, so it is a TwinFlow model already; expected a plain one" if second else "unknown to"
+        what = why if second else f"{why} {cls.__name__}; expected its weights alone"
+        raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
+    model.load_state_dict({name: cast(t, dtype) for name, t in tensors.items()}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    if dtype is None:
+        dtype = torch.bfloat16 if tensor.dtype.itemsize == 1 else tensor.dtype
+    return tensor.to(dtype)
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a diffusers folder.  Raises TrainerError."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"{path}: cannot be read ({error}); expected the config.json of a diffusers transformer") from None
+    if not isinstance(config, dict):
+        raise TrainerError(f"{path}: holds {type(config).__name__}; expected the settings of a diffusers transformer")
+    return config
