@@ -149,6 +149,19 @@ def resolve(mode: str, given: dict) -> Config:
         raise TrainerError(explain(error)) from None
 
 
+def read_config(folder: Path) -> Config:
+    """The configuration saved beside a run.  Raises TrainerError."""
+    path = folder / "config.json"
+    try:
+        return Config(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise TrainerError(f"{path}: is not there; expected the folder of a run") from None
+    except ValidationError as error:
+        raise TrainerError(f"{path}: cannot be used ({explain(error)})") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainerError(f"{path}: cannot be read ({error})") from None
+
+
 def explain(error: ValidationError) -> str:
     """The first fault as one line: setting, value, what was expected."""
     fault = error.errors()[0]

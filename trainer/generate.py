@@ -1,15 +1,22 @@
 """Latents from a trained network: the same sampler that the ComfyUI nodes use."""
 
+import argparse
+import sys
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from twinflow import sampler
 from twinflow.objective import Velocity
 from twinflow.presets import Sampling
+from twinflow.prompts import load_prompts
 from twinflow.weights import Provenance, WeightsError, load, read_header
 
+from . import TrainerError, report
 from .adapters import PREFIX, VelocityModel, load_adapter
-from .backbones import Backbone
+from .backbones import Backbone, backbone
+from .config import read_config
 
 CHUNK = 500  # rows sampled at once
 
@@ -63,3 +70,51 @@ class Plain:
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, cond) -> Tensor:
         return self.network(x, t, torch.zeros_like(t), cond)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """python -m trainer.generate RUN: pictures from a finished run's files.  Exit code 0, or 2 for bad input."""
+    p = argparse.ArgumentParser(
+        prog="python -m trainer.generate",
+        description="Draw pictures with a finished run, from its files alone.",
+        epilog="python -m trainer.generate runs/digits-lora --prompts 3,7 --steps 2 --output digits.png",
+    )
+    p.add_argument("run", type=Path, help="the run's folder")
+    p.add_argument("--prompts", help="names from the run's prompts.safetensors, comma-separated (default: all)")
+    p.add_argument("--steps", type=int, help="network evaluations: one of the file's recommended settings (default: the first)")
+    p.add_argument("--each", type=int, default=5, help="pictures a prompt (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the initial noise (default: %(default)s)")
+    p.add_argument("--output", type=Path, default=Path("generated.png"), help="PNG to write (default: %(default)s)")
+    try:
+        draw(p.parse_args(argv))
+    except (TrainerError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw(args: argparse.Namespace) -> None:
+    config = read_config(args.run)
+    model, weights = backbone(config.model), args.run / f"{config.name}.safetensors"
+    provenance = Provenance.from_metadata(read_header(weights).metadata)
+    by_steps = {s.steps: s for s in provenance.sampler}
+    steps = args.steps or next(iter(by_steps))
+    if steps not in by_steps:
+        raise TrainerError(f"--steps {steps}: {weights} recommends settings for {', '.join(map(str, by_steps))} steps")
+    prompts = load_prompts(args.run / "prompts.safetensors")
+    names = args.prompts.split(",") if args.prompts else [name for name in prompts if name]
+    if unknown := [name for name in names if name not in prompts]:
+        raise TrainerError(f"--prompts {unknown[0]!r} is unknown; expected some of {', '.join(n for n in prompts if n)}")
+    if args.each < 1:
+        raise TrainerError(f"--each is {args.each}; expected 1 or more")
+    network = load_trained(model, model.plain(args.run / "base.safetensors"), weights)
+    cond = model.collate([prompts[name] for name in names for _ in range(args.each)])
+    start = noise(len(names) * args.each, model.latent_shape, args.seed)
+    made = model.decode(generate(network, start, cond, by_steps[steps], seed=args.seed))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    report.grid({f"{config.name}, {steps} NFE": made.unflatten(0, (len(names), args.each))}, args.output, scale=8)
+    print(f"drew {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
