@@ -1,0 +1,161 @@
+"""What a TwinFlow step costs next to the straightforward one: every forward on the full batch, then rows picked by mask.
+
+    python benchmarks/step_cost.py
+
+Both get the same draws and must give the same loss and gradients.  Forward equivalents: rows that go through a network,
+1 for a forward and 3 for a forward with its backward.  Wall time: the two take turns on a compute-bound transformer.
+Prints both ratios last; exit code 1 where one misses its target, or where the numbers differ.
+"""
+
+import argparse
+import copy
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from twinflow import objective  # noqa: E402
+from twinflow.objective import Objective, draw, role_times, share_out  # noqa: E402
+
+TARGETS = {"forward equivalents": 0.78, "wall time": 0.80}
+SETTINGS = Objective(guidance=0.5)  # published roles 1:1:1:1, order 2, Barron, rectified
+
+
+class Net(nn.Module):
+    """A small transformer over 8x8 patches; cond is one vector a row.  Time per row does not depend on the batch."""
+
+    def __init__(self, width: int = 128, depth: int = 2, patch: int = 16):
+        super().__init__()
+        self.enter, self.leave = nn.Linear(patch, width), nn.Linear(width, patch)
+        self.hear = nn.Sequential(nn.Linear(2 + 8, width), nn.SiLU(), nn.Linear(width, width))
+        self.place = nn.Parameter(0.02 * torch.randn(64, width))
+        layer = lambda: nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+        self.blocks = nn.ModuleList(layer() for _ in range(depth))
+        self.cost = 0
+
+    def forward(self, x, t, r, cond):
+        h = self.enter(x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2))
+        h = h + self.place + self.hear(torch.cat([t[:, None], r[:, None], *cond], 1))[:, None]
+        for block in self.blocks:
+            h = block(h)
+        self.cost += len(x) * (3 if torch.is_grad_enabled() else 1)
+        return self.leave(h).view(-1, 8, 8, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+
+
+def straightforward(student, teacher, x, cond, uncond, settings, roles, draws):
+    """The step of method.md on the full batch; only the fake samples and the rectification keep to their rows."""
+    column = lambda v: v.view(-1, 1, 1, 1)
+    rows = lambda c, which: tuple(k[which] for k in c)
+    t, r = role_times(draws, roles, settings)
+    fake, one = (torch.zeros(len(x), dtype=torch.bool) for _ in range(2))
+    fake[roles.rows["fake"]], one[roles.rows["one_step"]] = True, True
+    with torch.no_grad():
+        full, none = torch.ones_like(t), torch.zeros_like(t)
+        x = x.clone()
+        x[fake] = draws.start[fake] - student(draws.start[fake], full[fake], none[fake], rows(cond, fake))
+    size = column(t.abs())
+    x_t = (1 - size) * x + size * draws.noise
+    v = student(x_t, t, r, cond)
+    with torch.no_grad():
+        target = draws.noise - x
+        push = settings.guidance * (teacher(x_t, t, t, cond) - teacher(x_t, t, t, uncond))
+        low, high = settings.guidance_range
+        target = torch.where(column((low < t) & (t < high) & ~fake), target + push, target)
+        step, n = settings.difference, settings.order
+        at, journey, start = x_t - step * target, torch.zeros_like(x), torch.maximum(t - step, r)
+        for i in range(n):
+            a, b = (start + (r - start) * k / n for k in (i, i + 1))
+            u = teacher(at, a, b, cond)
+            at = at + column(b.abs() - a.abs()) * u
+            journey = journey + column(a - b) * u
+        near = column(t - r < step)
+        residual = torch.where(near, v, (column(t - r) * v - journey) / step) - target
+        target = torch.where(column(fake), target, v - residual.clamp(-1, 1))
+        weight = torch.where(fake, 1.0, torch.tan((1 - (t - r)) * math.pi / 2.5) + 1)
+
+    def barron(a, b):
+        m, s = (a - b).square().flatten(1).mean(1), settings.barron_scale
+        return m * (m.detach() / (s**2 + 1e-8) + 1) ** -0.5 / s
+
+    loss = (barron(v, target) * weight).mean()
+    with torch.no_grad():
+        data, s, c = (x_t - v)[one], draws.again_t[one], rows(cond, one)
+        again = (1 - column(s)) * data + column(s) * draws.again[one]
+        gap = (student(again, -s, -s, c) - student(again, s, s, c)).clamp(-1, 1)
+    return loss + settings.rectify * barron(v[one], v[one].detach() - gap).mean()
+
+
+def twinflow(student, teacher, *batch):
+    return objective.loss(student, *batch, teacher=teacher).total
+
+
+STEPS = {"straightforward": straightforward, "twinflow": twinflow}
+
+
+def timed(step, student, teacher, batch):
+    """Loss, gradients, forward equivalents and seconds of one step."""
+    student.cost = teacher.cost = 0
+    student.zero_grad()
+    start = time.perf_counter()
+    loss = step(student, teacher, *batch)
+    loss.backward()
+    seconds = time.perf_counter() - start
+    return loss.item(), [p.grad.clone() for p in student.parameters()], student.cost + teacher.cost, seconds
+
+
+def differ(a, b) -> str | None:
+    if abs(a[0] - b[0]) > 2e-5 * max(1, abs(b[0])):
+        return f"losses {a[0]} and {b[0]}"
+    worst = max(((p - q).abs().max() / q.abs().max().clamp_min(1e-3)).item() for p, q in zip(a[1], b[1], strict=True))
+    return f"gradients, by {worst:.1e} of the largest" if worst > 1e-4 else None
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--batch", type=int, default=64)
+    arguments.add_argument("--repeats", type=int, default=9)
+    given = arguments.parse_args()
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    student = Net()
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for p in teacher.parameters():
+        p.add_(0.01 * torch.randn(p.shape, generator=generator))
+    roles = share_out(given.batch, SETTINGS.roles)
+    cost, seconds = {name: 0 for name in STEPS}, {name: [] for name in STEPS}
+    print(f"batch {given.batch}, guidance {SETTINGS.guidance}, order {SETTINGS.order}, {torch.get_num_threads()} threads")
+    for k in range(given.repeats + 1):  # the first warms up
+        x = torch.randn(given.batch, 4, 16, 16, generator=generator)
+        cond, uncond = (torch.randn(given.batch, 8, generator=generator),), (torch.zeros(given.batch, 8),)
+        draws = draw(x, SETTINGS, generator)
+        batch = (x, cond, uncond, SETTINGS, roles, draws)
+        done = {name: timed(STEPS[name], student, teacher, batch) for name in sorted(STEPS, reverse=k % 2)}
+        if difference := differ(done["twinflow"], done["straightforward"]):
+            print(f"error: draw {k}: the two steps differ in their {difference}")
+            return 1
+        if k:
+            for name, (_, _, rows, took) in done.items():
+                cost[name] += rows
+                seconds[name].append(took)
+    print(f"loss and gradients equal on {given.repeats + 1} draws")
+    for name in cost:
+        per_row = cost[name] / given.repeats / given.batch
+        print(f"{name:16s} {per_row:5.2f} forward equivalents a row  {statistics.median(seconds[name]):6.3f} s a step (median)")
+    ratios = {
+        "forward equivalents": cost["twinflow"] / cost["straightforward"],
+        "wall time": statistics.median(a / b for a, b in zip(seconds["twinflow"], seconds["straightforward"], strict=True)),
+    }
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f} (at most {TARGETS[name]:.2f})")
+    return int(any(ratio > TARGETS[name] for name, ratio in ratios.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
