@@ -126,7 +126,7 @@ def missing_lines(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
 
 def with_lora(patcher, adapter: ModelFile, strength: float, layout: Layout):
     """(patcher, report) with the LoRA of an adapter file, if it has one."""
-    keys = [key for key in adapter.keys if any(half in key for half in (*lora.HALVES, ".alpha", ".lokr_", ".hada_"))]
+    keys = [key for key in adapter.keys if lora.is_part(key)]
     if not keys:
         return patcher, f"{adapter.name}: no LoRA in it; only its second embedder is used"
     patcher, result = lora.apply(patcher, adapter.tensors(keys), strength, layout)

@@ -1,5 +1,6 @@
 """LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and a report of what was applied."""
 
+import re
 from dataclasses import dataclass, field
 
 import comfy.lora
@@ -8,7 +9,7 @@ from torch import Tensor
 from ..twinflow.layouts import PREFIXES, Layout, diffusers_names, exchanged, last_block
 
 FILE_PREFIXES = ("base_model.model.", *PREFIXES, "unet.", "lora_unet_", "lora_transformer_", "lycoris_")
-HALVES = ("lora_A", "lora_B", "lora_down", "lora_up")
+MARK = re.compile(r"\.(lora_|lora\.|lokr_|hada_|(alpha|diff|diff_b|dora_scale)$)")
 
 
 @dataclass
@@ -58,13 +59,15 @@ def split(key: str, known: dict[str, object]) -> tuple[str, str] | None:
         key = key[len(prefix) :]
 
 
+def is_part(key: str) -> bool:
+    """Whether the key belongs to a LoRA, not to a weight of its own."""
+    return module_name(key) != key
+
+
 def module_name(key: str) -> str:
-    """The module's part of a key that no module answers to."""
-    for half in (*HALVES, "alpha", "lora.", "lokr_", "hada_", "diff", "dora_scale"):
-        name, found, _ = key.partition(f".{half}")
-        if found:
-            return name
-    return key
+    """The module's part of a LoRA key; any other key as it is."""
+    mark = MARK.search(key)
+    return key[: mark.start()] if mark else key
 
 
 def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout | None):

@@ -44,6 +44,12 @@ def apply_file(model, file: ModelFile, strength: float):
             f"{file.name}: is a TwinFlow adapter, with a second time embedder ({file.second[0]}) that this model "
             f"({type(model.model).__name__}) has no place for. Load base and adapter together with the TwinFlow Model Loader"
         )
+    provenance, told = file.provenance, times_of(model.model, model.model_options)
+    if provenance is not None and provenance.time == "two" and not two:
+        raise WeightsError(
+            f"{file.name}: was trained with a second time embedder (twinflow.time is 'two'), which neither the file nor this model "
+            f"({type(model.model).__name__}) has. Load its checkpoint or adapter with the TwinFlow Model Loader first"
+        )
     layout = find_layout({key.removeprefix("diffusion_model."): None for key in model.model.state_dict()})
     patcher, result = lora.apply(model, file.tensors([key for key in file.keys if key not in file.second]), strength, layout)
     if not result.applied:
@@ -56,7 +62,6 @@ def apply_file(model, file: ModelFile, strength: float):
         embedder = layout.to_native(file.tensors(file.second))
         patcher.add_patches({f"diffusion_model.{key}": ("set", (tensor,)) for key, tensor in embedder.items()})
         lines.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")
-    provenance, told = file.provenance, times_of(model.model, model.model_options)
     rule = "two" if two else provenance.time if provenance else told.rule
     told = replace(told, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else told.recommended)
     lines.append(f"time rule: {rule}" + ("" if provenance else " (the file names none; TwinFlow Model Patch sets another)"))

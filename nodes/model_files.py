@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..twinflow.layouts import PREFIXES, Layout, bare, find_layout, is_second_embedder
 from ..twinflow.weights import Provenance, WeightsError, load, read_header
-from . import gguf_files
+from . import gguf_files, lora
 
 MODELS, LORAS = "twinflow_models", "loras"
 SAFE = (".safetensors", ".sft")
@@ -68,7 +68,7 @@ class ModelFile:
     @property
     def second(self) -> list[str]:
         """The keys of a second embedder, as the file names them but bare."""
-        return [key for key in self.keys if is_second_embedder(key)]
+        return [key for key in self.keys if is_second_embedder(key) and not lora.is_part(key)]
 
     @property
     def provenance(self) -> Provenance | None:

@@ -67,8 +67,10 @@ class Heads(int):
         self.width = width
         return self
 
-    def __rmul__(self, other):
+    def __mul__(self, other):
         return self.width if other == 64 else int(self) * other
+
+    __rmul__ = __mul__
 
 
 def sd3(shape) -> dict:
