@@ -18,7 +18,7 @@ from . import TrainerError
 from .backbones import Backbone
 from .config import Config
 
-PREFIX = "diffusion_model."  # of the names in an adapter file; ComfyUI's own
+PREFIX = "diffusion_model."  # of the second embedder's names in an adapter file; ComfyUI's own
 LORA = re.compile(r"(.*)\.lora_([AB])\.default\.weight")
 
 
@@ -69,6 +69,8 @@ class Trainee:
             add_lora(model, backbone.lora_targets(model, config.targets), config)
         else:
             model.requires_grad_(True)
+            for name in backbone.idle(model):
+                model.get_submodule(name).requires_grad_(False)
         if second is not None:
             second.requires_grad_(True)
         self.network = VelocityModel(backbone, model, self.time)
@@ -99,14 +101,14 @@ class Trainee:
         if self.config.mode == "full":
             state = self.network.model.state_dict()
             return self.backbone.to_file(state | values)
-        out, scale = {}, lora_scale(self.config)
+        out, second, scale = {}, {}, lora_scale(self.config)
         for name, value in values.items():
             if match := LORA.fullmatch(name):
                 module, half = match.groups()
-                out[f"{PREFIX}{module}.lora_{half}.weight"] = value * scale if half == "B" else value
+                out[f"{self.backbone.prefix}{module}.lora_{half}.weight"] = value * scale if half == "B" else value
             else:
-                out[PREFIX + name] = value
-        return out
+                second[name] = value
+        return out | {PREFIX + name: value for name, value in self.backbone.to_file(second).items()}
 
     def provenance(self, step: int) -> Provenance:
         config = self.config
@@ -139,7 +141,8 @@ def load_adapter(backbone: Backbone, model: nn.Module, tensors: Mapping[str, Ten
 
     The LoRA is merged into the weights.  Raises WeightsError for a tensor that fits nowhere.
     """
-    tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items()}
+    names = {name: name.removeprefix(backbone.prefix).removeprefix(PREFIX) for name in tensors}
+    tensors = backbone.from_file({names[name]: t for name, t in tensors.items()})
     second = {n: t for n, t in tensors.items() if n.startswith(backbone.second_embedder.name + ".")}
     if second:
         backbone.second_embedder.install(model)

@@ -55,7 +55,7 @@ def load_trained(backbone: Backbone, model: nn.Module, path) -> VelocityModel:
             f"{path}: its base model is {found}; expected a file that trainer.lora or trainer.full wrote for {backbone.name}"
         )
     tensors = load(path)
-    if any(name.startswith(PREFIX) for name in tensors):
+    if any(name.startswith((PREFIX, backbone.prefix)) for name in tensors):
         return VelocityModel(backbone, model, load_adapter(backbone, model, tensors, path))
     backbone.second_embedder.install(model)
     model.load_state_dict(backbone.from_file(tensors))

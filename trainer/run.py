@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from pydantic import ValidationError
 
 from twinflow.weights import save, write_json
 
 from . import TrainerError, report
 from .adapters import Trainee, With
 from .backbones import backbone
-from .config import Config, explain
+from .config import Config, read_config
 from .log import Log
 from .loop import Job, train
 
@@ -114,16 +113,9 @@ def open_folder(config: Config) -> Path:
         ) from None
     if not os.access(folder, os.W_OK):
         raise TrainerError(f"--out {config.out}: {folder} cannot be written to; expected a writable folder")
-    before = read_json(folder / "config.json")
-    if before is None:
+    if not (folder / "config.json").exists():
         return folder
-    try:
-        other = Config(**before)
-    except (ValidationError, TypeError) as error:
-        why = explain(error) if isinstance(error, ValidationError) else "no settings"
-        raise TrainerError(
-            f"{folder / 'config.json'}: cannot be used ({why}); use another --name, or delete {folder}"
-        ) from None
+    other = read_config(folder)
     if other.hash() != config.hash():
         names = [n for n in Config.model_fields if getattr(other, n) != getattr(config, n)]
         changes = ", ".join(f"{n} was {getattr(other, n)}, is {getattr(config, n)}" for n in names[:4])

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from twinflow.objective import Condition
+from twinflow.presets import Sampling
 from twinflow.prompts import Prompt
 from twinflow.time_embedding import SecondEmbedder
 
@@ -19,6 +20,8 @@ class Backbone(Protocol):
 
     name: str
     base_model: str  # what the metadata of a file names as its origin
+    prefix: str  # of a LoRA's names in a file
+    sampling: tuple[Sampling, ...]  # recommended settings, best first
     second_embedder: SecondEmbedder
 
     def recipe(self, mode: str) -> dict:
@@ -29,6 +32,9 @@ class Backbone(Protocol):
 
     def collate(self, prompts: list[Prompt]) -> Condition:
         """The condition of a batch: tensors with the batch first, padded to the longest prompt."""
+
+    def idle(self, model: nn.Module) -> list[str]:
+        """Full names of modules whose output nothing hears: they are neither trained nor given a LoRA."""
 
     def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
         """Full names of the modules that get a LoRA, for a preset of this backbone or a comma-separated list."""

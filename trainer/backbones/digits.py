@@ -129,7 +129,10 @@ class Digits:
     name = "digits"
     base_model = "digits"
     second_embedder = SECOND_EMBEDDERS["qwen-image"]
+    prefix = qwen_image.BACKBONE.prefix
+    latent_shape = (3, SIDE, SIDE)
     velocity = staticmethod(qwen_image.velocity)
+    decode = staticmethod(decode)
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
         Sampling(2, "any", 0.0, end_gap=0.6),
@@ -186,7 +189,7 @@ class Digits:
     def preview(self, network, prepared: Prepared) -> dict[str, Tensor]:
         """Columns of a grid: rows by digit at 1, 2 and 4 NFE, always from the same noise."""
         labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
-        start, cond = noise(len(labels), (3, SIDE, SIDE), 0), tuple(c[labels] for c in prepared.data.table)
+        start, cond = noise(len(labels), self.latent_shape, 0), tuple(c[labels] for c in prepared.data.table)
         made = {s.steps: decode(generate(network, start, cond, s)) for s in self.sampling if s.steps <= 4}
         return {f"{n} NFE": x.unflatten(0, (CLASSES, -1)) for n, x in made.items()}
 
@@ -195,7 +198,7 @@ class Digits:
         prompts = load_prompts(folder / "prompts.safetensors")
         labels = torch.arange(config.evaluate) % CLASSES
         table = self.collate([prompts[name] for name in NAMES])
-        cond, start = tuple(c[labels] for c in table), noise(config.evaluate, (3, SIDE, SIDE), config.seed + 1)
+        cond, start = tuple(c[labels] for c in table), noise(config.evaluate, self.latent_shape, config.seed + 1)
         base = Plain(self, self.plain(folder / "base.safetensors"))
         distilled = load_trained(self, self.plain(folder / "base.safetensors"), weights)
         made = {("base", s.steps): decode(generate(base, start, cond, s)) for s in self.base_sampling}
@@ -203,10 +206,13 @@ class Digits:
         return quality.evaluate(made, labels, folder)
 
     def collate(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-        return qwen_image.collate(prompts)
+        return qwen_image.BACKBONE.collate(prompts)
+
+    def idle(self, model: nn.Module) -> list[str]:
+        return qwen_image.BACKBONE.idle(model)
 
     def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
-        return qwen_image.lora_targets(model, targets)
+        return qwen_image.BACKBONE.lora_targets(model, targets)
 
     def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)  # Qwen-Image's names are ComfyUI's

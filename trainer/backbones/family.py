@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
 from twinflow.layouts import Layout
+from twinflow.objective import Condition
 from twinflow.presets import SAMPLING, Sampling
 from twinflow.prompts import Prompt
 from twinflow.time_embedding import SecondEmbedder
@@ -29,7 +30,7 @@ class TextEncoder:
     Prompts are encoded one by one, so that an embedding never depends on its neighbours.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, encode: Callable[[DiffusionPipeline, str], Prompt]):
+    def __init__(self, pipeline, encode: Callable[..., Prompt]):
         self.pipeline, self.encode = pipeline, encode
 
     @torch.no_grad()
@@ -40,7 +41,7 @@ class TextEncoder:
 
 
 class Family:
-    """A Backbone whose parts are diffusers' classes; a subclass says which, and how a prompt is encoded.
+    """A Backbone whose parts are diffusers' classes; a subclass names them, and says how a prompt is encoded.
 
     repository: the hub's copy of the published model, for the parts that a source lacks.  pixels: sides of pictures are
     multiples of this.  prefix: of the LoRA's names in a file.  text_parts: the pipeline's text components.
@@ -54,9 +55,9 @@ class Family:
     sampling: tuple[Sampling, ...] = tuple(SAMPLING.values())
     second_embedder: SecondEmbedder
     layout: Layout | None = None
-    transformer_class: type[nn.Module]
-    pipeline_class: type[DiffusionPipeline]
-    vae_class: type[nn.Module]
+    transformer_class: str
+    pipeline_class: str
+    vae_class: str
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     presets: dict[str, str]  # of LoRA targets: names of linear layers, as a regular expression of the full name
 
@@ -65,43 +66,38 @@ class Family:
         source = source or self.repository
         tensors, folder = sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
         tensors = self.from_file(tensors)
-        config = sources.read_config(folder) if folder else self.architecture({n: tuple(t.shape) for n, t in tensors.items()})
-        self.check_config(config, source)
-        return sources.build(self.transformer_class, config, tensors, dtype, source)
-
-    def check_config(self, config: dict, source: str) -> None:
-        found = config.get("_class_name", self.transformer_class.__name__)
-        if found != self.transformer_class.__name__:
-            raise TrainerError(
-                f"model source {source!r}: is a {found}; expected a {self.transformer_class.__name__} ({self.name})"
-            )
+        if folder:
+            config = sources.read_config(folder)
+            if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
+                raise TrainerError(f"model source {source!r}: is a {found}; expected a {self.transformer_class} ({self.name})")
+        else:
+            try:
+                config = self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
+            except (KeyError, ValueError):
+                found = ", ".join(list(tensors)[:4])
+                raise TrainerError(f"model source {source!r}: is no {self.name} transformer (found {found}, ...)") from None
+        return sources.build(getattr(diffusers, self.transformer_class), config, tensors, dtype, source)
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
-        """The settings of the transformer's class, read off its tensors.  Raises TrainerError."""
+        """The settings of the transformer's class, read off its tensors.  Raises KeyError for those of another model."""
         raise NotImplementedError
 
     def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
         """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
-        root = self.parts_of(source, self.text_parts)
-        absent = [
-            name for name in self.pipeline_class._get_signature_keys(self.pipeline_class)[0] if name not in self.text_parts
-        ]
+        root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
+        absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
         with quiet():
-            pipeline = load_part(
-                lambda: self.pipeline_class.from_pretrained(root, torch_dtype=dtype, **dict.fromkeys(absent)),
-                root,
-                self.text_parts,
-            )
+            pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
         return TextEncoder(pipeline.to(device), self.encode_prompt)
 
-    def encode_prompt(self, pipeline: DiffusionPipeline, text: str) -> Prompt:
+    def encode_prompt(self, pipeline, text: str) -> Prompt:
+        """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not hear."""
         raise NotImplementedError
 
     def image_codec(self, source: str = "", *, dtype=torch.float32, device="cpu") -> ImageCodec:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
-        root = self.parts_of(source, ("vae",))
-        vae = load_part(lambda: self.vae_class.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",))
-        return ImageCodec(vae.to(device))
+        root, cls = self.parts_of(source, ("vae",)), getattr(diffusers, self.vae_class)
+        return ImageCodec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
 
     def parts_of(self, source: str, parts: tuple[str, ...]) -> Path:
         """The folder that holds these parts: the source if it is a whole model, else the published one."""
@@ -136,6 +132,12 @@ class Family:
             if not any(f".{name}".endswith("." + end) for name in linear):
                 raise TrainerError(f"targets: {end!r} names no linear layer; {expected}")
         return [name for name in linear if any(f".{name}".endswith("." + end) for end in ends)]
+
+    def collate(self, prompts: list[Prompt]) -> Condition:
+        """Embeds (B, L, D) padded with zeros to the longest, and mask (B, L)."""
+        embeds = nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True)
+        lengths = torch.tensor([len(p.embeds) for p in prompts])
+        return embeds, torch.arange(embeds.shape[1]) < lengths[:, None]
 
     def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.layout.to_native(tensors) if self.layout else dict(tensors)

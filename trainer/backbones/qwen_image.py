@@ -1,6 +1,7 @@
 """Qwen-Image: the velocity of diffusers' own QwenImageTransformer2DModel, unmodified.
 
-It eats latents packed into patches and hears the noise time in [0, 1].  cond is (embeds (B, L, D), mask (B, L) bool).
+It eats latents packed into patches and hears the noise time in [0, 1].  cond is (embeds (B, L, D), mask (B, L) bool)
+and, for editing, the latents of each reference picture (B, C, h, w), which may differ in size from each other and from x.
 """
 
 import inspect
@@ -8,10 +9,11 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from twinflow import layouts
 from twinflow.prompts import Prompt
-from twinflow.time_embedding import fold, stack
+from twinflow.time_embedding import SECOND_EMBEDDERS, fold, stack
 
-from .. import TrainerError
+from .family import Family, axes, blocks
 
 
 def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two", exact: bool = True) -> Tensor:
@@ -21,22 +23,24 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two",
     exact: both times reach the embedder as float32; False lets the model round them to its own dtype, as the released
     code does (bfloat16 makes .999 a 1).  A folded time is always rounded: the plain model takes it no other way.
     """
-    embeds, mask = trim(*cond)
+    embeds, mask, *references = cond
+    embeds, mask = trim(embeds, mask)
     core = getattr(model, "module", model)  # what a distributed wrapper holds
     dtype = core.txt_norm.weight.dtype  # never quantised, never under a LoRA
     through = torch.bfloat16 if exact and dtype != torch.float64 else None  # autocast makes a float32 model round, too
     times = stack(t, r, through=through) if time == "two" else fold(t, r)
-    patches, grid = pack(x.to(dtype), core.config.patch_size)
+    parts, grids = zip(*(pack(image.to(dtype), core.config.patch_size) for image in (x, *references)))
+    patches = torch.cat(parts, 1)
     out = model(
         hidden_states=patches,
         timestep=times,
         encoder_hidden_states=embeds.to(dtype),
         encoder_hidden_states_mask=mask,
-        img_shapes=[[(1, *grid)]] * len(x),
+        img_shapes=[[(1, *grid) for grid in grids]] * len(x),
         return_dict=False,
         **text_arguments(core, embeds, mask, patches.shape[1]),
     )[0]
-    return unpack(out, grid, core.config.patch_size)
+    return unpack(out[:, : parts[0].shape[1]], grids[0], core.config.patch_size)
 
 
 def trim(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -76,30 +80,39 @@ def unpack(patches: Tensor, grid: tuple[int, int], p: int) -> Tensor:
     return x.reshape(len(patches), -1, grid[0] * p, grid[1] * p)
 
 
-def collate(prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-    """Prompts as cond: embeds (B, L, D) padded with zeros to the longest, mask (B, L)."""
-    embeds = nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True)
-    lengths = torch.tensor([len(p.embeds) for p in prompts])
-    return embeds, torch.arange(embeds.shape[1]) < lengths[:, None]
+class QwenImage(Family):
+    name = base_model = "qwen-image"
+    repository = "Qwen/Qwen-Image"
+    second_embedder = SECOND_EMBEDDERS["qwen-image"]
+    layout = layouts.QWEN_IMAGE
+    transformer_class, pipeline_class, vae_class = "QwenImageTransformer2DModel", "QwenImagePipeline", "AutoencoderKLQwenImage"
+    presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
+    velocity = staticmethod(velocity)
+
+    def recipe(self, mode: str) -> dict:
+        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
+        return own | dict(batch=1, accumulation=4, ema=0.99, guidance=0.5, evaluate=0)
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
+        (head,), (inner,) = shapes["transformer_blocks.0.attn.norm_q.weight"], shapes["img_in.bias"]
+        return dict(
+            patch_size=2,
+            in_channels=shapes["img_in.weight"][1],
+            out_channels=shapes["proj_out.bias"][0] // 4,
+            num_layers=blocks(shapes, "transformer_blocks.{}.attn.to_q.weight"),
+            attention_head_dim=head,
+            num_attention_heads=inner // head,
+            joint_attention_dim=shapes["txt_norm.weight"][0],
+            axes_dims_rope=axes(head, head * 7 // 16),
+        )
+
+    def encode_prompt(self, pipeline, text: str) -> Prompt:
+        embeds, _ = pipeline.encode_prompt(text, device=pipeline.device)  # one prompt has no padding
+        return Prompt(text, embeds[0])
+
+    def idle(self, model: nn.Module) -> list[str]:
+        last = f"transformer_blocks.{len(model.transformer_blocks) - 1}."  # the text leaves it unheard
+        return [last + name for name in ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")]
 
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-
-
-def lora_targets(model: nn.Module, targets: str) -> list[str]:
-    """Linear layers by full name: "attention" (of both streams), "all", or names by their ends, comma-separated.
-
-    Never one of the second embedder, which is trained whole.  Raises TrainerError for a name that fits nothing.
-    """
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith("time_text_embed_2.")]
-    ends = ATTENTION if targets == "attention" else tuple(t.strip() for t in targets.split(",") if t.strip())
-    if targets == "all":
-        return linear
-    for end in ends:
-        if not any(name == end or name.endswith("." + end) for name in linear):
-            raise TrainerError(
-                f"targets: {end!r} names no linear layer; expected all, attention, or ends such as to_q,img_mlp.net.2"
-            )
-    if not ends:
-        raise TrainerError("targets is empty; expected all, attention, or names such as to_q,to_k")
-    return [name for name in linear if any(name == end or name.endswith("." + end) for end in ends)]
+BACKBONE = QwenImage()

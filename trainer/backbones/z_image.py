@@ -7,7 +7,11 @@ out.  cond is (embeds (B, L, D), mask (B, L) bool).
 import torch
 from torch import Tensor
 
-from twinflow.time_embedding import fold, stack, to_signal
+from twinflow import layouts
+from twinflow.prompts import Prompt
+from twinflow.time_embedding import SECOND_EMBEDDERS, fold, stack, to_signal
+
+from .family import Family, axes, blocks
 
 
 def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two") -> Tensor:
@@ -27,3 +31,42 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two")
         return_dict=False,
     )[0]
     return -torch.stack(list(out)).squeeze(2)
+
+
+class ZImage(Family):
+    name = base_model = "z-image"
+    repository = "Tongyi-MAI/Z-Image-Turbo"
+    second_embedder = SECOND_EMBEDDERS["z-image"]
+    layout = layouts.Z_IMAGE
+    transformer_class, pipeline_class, vae_class = "ZImageTransformer2DModel", "ZImagePipeline", "AutoencoderKL"
+    presets = {
+        "attention": r"(layers|\w+_refiner)\..*\.attention\..*",
+        "attention+mlp": r"(layers|\w+_refiner)\..*\.(attention|feed_forward)\..*",
+    }
+    velocity = staticmethod(velocity)
+
+    def recipe(self, mode: str) -> dict:
+        """Without guidance: Turbo has it distilled in."""
+        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
+        return own | dict(batch=1, accumulation=4, ema=0.99, guidance=0.0, evaluate=0)
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
+        (head,), (dim,) = shapes["layers.0.attention.norm_q.weight"], shapes["cap_embedder.1.bias"]
+        return dict(
+            in_channels=shapes["all_x_embedder.2-1.weight"][1] // 4,
+            dim=dim,
+            n_layers=blocks(shapes, "layers.{}.attention.to_q.weight"),
+            n_refiner_layers=blocks(shapes, "noise_refiner.{}.attention.to_q.weight"),
+            n_heads=dim // head,
+            n_kv_heads=dim // head,
+            cap_feat_dim=shapes["cap_embedder.0.weight"][0],
+            axes_dims=axes(head, head * 3 // 8),
+            axes_lens=[1536, 512, 512],
+        )
+
+    def encode_prompt(self, pipeline, text: str) -> Prompt:
+        (embeds,), _ = pipeline.encode_prompt([text], device=pipeline.device, do_classifier_free_guidance=False)
+        return Prompt(text, embeds)
+
+
+BACKBONE = ZImage()
