@@ -111,7 +111,7 @@ def test_only_what_is_meant_to_be_trained_gets_a_gradient(inputs):
 def test_targets():
     model = plain()
     everything, attention = BACKBONE.lora_targets(model, "all"), BACKBONE.lora_targets(model, "attention")
-    assert set(attention) < set(everything) and len(attention) == 8 * len(model.transformer_blocks)
+    assert set(attention) < set(everything) and len(attention) == 8 * len(model.transformer_blocks) - 2
     BACKBONE.second_embedder.install(model)
     assert BACKBONE.lora_targets(model, "all") == everything, "never the second embedder"
     assert BACKBONE.lora_targets(model, "proj_out, to_q")[-1] == "proj_out"

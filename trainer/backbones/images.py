@@ -25,8 +25,8 @@ class ImageCodec:
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, h, w), float32, of pictures (B, 3, H, W) in [0, 1]: the mean of their distribution."""
-        x = (pixels * 2 - 1).to(self.vae.device, self.vae.dtype)
+        """Latents (B, C, h, w), float32, of pixels (B, 3, H, W) in [-1, 1]: the mode of their distribution."""
+        x = pixels.to(self.vae.device, self.vae.dtype)
         out = self.vae.encode(x.unsqueeze(2) if self.video else x)
         z = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latent
         return ((z.squeeze(2) if self.video else z).float() - self.shift) / self.scale

@@ -1,0 +1,187 @@
+"""The real diffusers models of every family, as small as they come, saved in the layout in which they are published."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from trainer.backbones import qwen_image, sana, sd3, z_image
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
+FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
+    "qwen-image": (qwen_image.BACKBONE, "qwen"),
+    "z-image": (z_image.BACKBONE, "zimage"),
+    "sd3.5": (sd3.BACKBONE, "sd3"),
+    "sana": (sana.BACKBONE, "sana"),
+}
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    """backbone; config and plain(seed) of its tiny transformer; batch(rows): x and conds for it; text: embedding width."""
+    backbone, file = FAMILIES[request.param]
+    config = json.loads((GOLDENS / f"{file}.json").read_text())["config"]
+    return made(backbone, config)
+
+
+def made(backbone, config):
+    cls = getattr(diffusers, backbone.transformer_class)
+    text = next(config[k] for k in ("joint_attention_dim", "cap_feat_dim", "caption_channels") if k in config)
+    channels = 16 if backbone.name != "sana" else config["in_channels"]
+
+    def plain(seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = cls(**config)
+            for p in model.parameters():  # so that nothing is zero or one, as it is at the start of training
+                p.data.add_(torch.randn_like(p) * 0.02)
+        return model.eval()
+
+    def batch(rows, seed=0, tokens=5):
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(rows, channels, 8, 8, generator=g)
+
+        def cond():
+            embeds = torch.randn(rows, tokens, text, generator=g)
+            if backbone.name == "sd3.5":
+                return embeds, torch.randn(rows, config["pooled_projection_dim"], generator=g)
+            return embeds, torch.ones(rows, tokens, dtype=torch.bool)
+
+        return x, cond(), cond()
+
+    return SimpleNamespace(backbone=backbone, cls=cls, config=config, plain=plain, batch=batch, text=text, channels=channels)
+
+
+def bytes_vocabulary(end=""):
+    return {c + end: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}
+
+
+def qwen_tokenizer():
+    tokenizer = transformers.Qwen2Tokenizer(vocab=bytes_vocabulary(), merges=[])
+    tokenizer.add_special_tokens(
+        {"pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]},
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+        "{% if not enable_thinking %}<think>{% endif %}"
+    )
+    return tokenizer
+
+
+def clip_tokenizer():
+    letters = list(bytes_vocabulary()) + list(bytes_vocabulary("</w>")) + ["<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(vocab={c: i for i, c in enumerate(letters)}, merges=[], model_max_length=77)
+
+
+def t5_tokenizer():
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -1.0), *((c, -2.0) for c in LETTERS)]
+    return transformers.T5TokenizerFast(vocab=pieces, extra_ids=0)
+
+
+def gemma_tokenizer():
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", *"▁\n:.,-'\"", *LETTERS, *LETTERS.upper()]
+    return transformers.GemmaTokenizerFast(vocab={c: i for i, c in enumerate(letters)}, merges=[])
+
+
+def qwen_vl(width):
+    text = dict(
+        hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=300, rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
+        max_position_embeddings=2048, eos_token_id=256, bos_token_id=256,
+    )  # fmt: skip
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=width, fullatt_block_indexes=[0])
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def clip_text(width, pooled):
+    return transformers.CLIPTextModelWithProjection(
+        transformers.CLIPTextConfig(
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            vocab_size=514,
+            projection_dim=pooled,
+            bos_token_id=512,
+            eos_token_id=513,
+            pad_token_id=513,
+        )  # fmt: skip
+    )
+
+
+def text_parts(family):
+    """The pipeline's text components."""
+    name, width = family.backbone.name, family.text
+    small = dict(intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    if name.startswith("qwen-image"):
+        return dict(text_encoder=qwen_vl(width), tokenizer=qwen_tokenizer())
+    if name == "z-image":
+        encoder = transformers.Qwen3Model(transformers.Qwen3Config(hidden_size=width, vocab_size=300, **small))
+        return dict(text_encoder=encoder, tokenizer=qwen_tokenizer())
+    if name == "sana":
+        encoder = transformers.Gemma2Model(transformers.Gemma2Config(hidden_size=width, vocab_size=80, **small))
+        return dict(text_encoder=encoder, tokenizer=gemma_tokenizer())
+    pooled = family.config["pooled_projection_dim"]
+    t5 = transformers.T5Config(d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=2, vocab_size=40)
+    return dict(
+        text_encoder=clip_text(8, pooled // 3), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_text(16, pooled - pooled // 3), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=transformers.T5EncoderModel(t5), tokenizer_3=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def autoencoder(family):
+    name = family.backbone.name
+    if name.startswith("qwen-image"):
+        means, deviations = torch.linspace(-0.5, 0.5, 16).tolist(), torch.linspace(0.5, 2, 16).tolist()
+        return diffusers.AutoencoderKLQwenImage(
+            base_dim=8, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1, latents_mean=means, latents_std=deviations
+        )
+    if name == "sana":
+        return diffusers.AutoencoderDC(
+            latent_channels=family.channels, attention_head_dim=2, scaling_factor=0.41407,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv", upsample_block_type="interpolate", decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+        )  # fmt: skip
+    blocks = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    return diffusers.AutoencoderKL(
+        block_out_channels=[8] * 4, norm_num_groups=4, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,
+        scaling_factor=1.5305, shift_factor=0.0609, sample_size=32, **blocks,
+    )  # fmt: skip
+
+
+def published(family, folder):
+    """A whole tiny model as diffusers saves it, and its pipeline."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        parts = text_parts(family) | dict(vae=autoencoder(family), transformer=family.plain())
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    if family.backbone.name == "sana":
+        scheduler = diffusers.DPMSolverMultistepScheduler()
+    pipeline = getattr(diffusers, family.backbone.pipeline_class)(scheduler=scheduler, **parts)
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipeline.save_pretrained(folder)
+    return SimpleNamespace(folder=folder, pipeline=pipeline)
+
+
+@pytest.fixture(scope="session")
+def whole(family, tmp_path_factory):
+    """folder: a whole tiny model as diffusers saves it.  pipeline: the same in memory."""
+    return published(family, tmp_path_factory.mktemp(family.backbone.name))

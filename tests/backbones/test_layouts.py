@@ -1,0 +1,66 @@
+"""Whole checkpoints between diffusers' and ComfyUI's names, both ways, for the real classes."""
+
+import pytest
+import torch
+
+from trainer.backbones.family import blocks
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "two"])
+def tensors(request, family):
+    if family.backbone.layout is None:
+        pytest.skip("ComfyUI has no such model")
+    model = family.plain()
+    if request.param:
+        family.backbone.second_embedder.install(model)
+    return model.state_dict()
+
+
+def test_a_round_trip_is_bit_equal(family, tensors):
+    native = family.backbone.to_file(tensors)
+    back = family.backbone.from_file(native)
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], t) for name, t in tensors.items())
+
+
+def test_converting_twice_is_converting_once(family, tensors):
+    native = family.backbone.to_file(tensors)
+    again = family.backbone.to_file(native)
+    assert again.keys() == native.keys() and all(torch.equal(again[k], native[k]) for k in native)
+    back = family.backbone.from_file(tensors)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in tensors)
+
+
+def test_native_names_and_order(family, tensors):
+    """What is special in each layout; equality with ComfyUI's own converter is tested in tests/comfyui."""
+    native, layout = family.backbone.to_file(tensors), family.backbone.layout
+    assert layout.native in native
+    if any(family.backbone.second_embedder.name in name for name in tensors):
+        assert set(layout.second) <= set(native)
+    if family.backbone.name == "z-image":
+        parts = [tensors[f"layers.1.attention.to_{c}.weight"] for c in "qkv"]
+        assert torch.equal(native["layers.1.attention.qkv.weight"], torch.cat(parts))
+        assert not [name for name in native if "to_" in name or name.startswith("all_")]
+    if family.backbone.name == "sd3.5":
+        last = blocks({k: () for k in native}, "joint_blocks.{}.x_block.attn.qkv.weight") - 1
+        for theirs, ours in (
+            ("norm_out.linear.bias", "final_layer.adaLN_modulation.1.bias"),
+            (
+                f"transformer_blocks.{last}.norm1_context.linear.bias",
+                f"joint_blocks.{last}.context_block.adaLN_modulation.1.bias",
+            ),
+        ):
+            scale, shift = tensors[theirs].chunk(2)
+            assert torch.equal(native[ours], torch.cat([shift, scale])), ours
+        assert torch.equal(
+            native["joint_blocks.0.context_block.adaLN_modulation.1.bias"],
+            tensors["transformer_blocks.0.norm1_context.linear.bias"],
+        )
+
+
+def test_an_incomplete_q_k_v_is_an_error(family, tensors):
+    name = {"z-image": "layers.0.attention.to_k.weight", "sd3.5": "transformer_blocks.0.attn.add_k_proj.bias"}
+    if family.backbone.name not in name:
+        pytest.skip("nothing is fused")
+    with pytest.raises(ValueError, match="has 2 of the three"):
+        family.backbone.to_file({k: t for k, t in tensors.items() if k != name[family.backbone.name]})
