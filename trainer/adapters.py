@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from twinflow.weights import Provenance, WeightsError
 
-from . import TrainerError
+from . import TrainerError, optimizers
 from .backbones import Backbone
 from .config import Config
 
@@ -80,13 +80,19 @@ class Trainee:
             self._base = {name: p.detach().clone() for name, p in self.tensors.items()}
 
     def groups(self) -> list[dict]:
-        """Optimiser groups: the second embedder may learn at its own rate."""
-        second = f"model.{self.backbone.second_embedder.name}."
-        split = {True: [], False: []}
-        for name, p in self.tensors.items():
-            split[name.startswith(second)].append(p)
-        rates = {True: self.config.embedder_lr or self.config.lr, False: self.config.lr}
-        return [dict(params=ps, lr=rates[k], peak=rates[k]) for k, ps in split.items() if ps]
+        """Optimiser groups: the second embedder, and muon's matrices, may learn at rates of their own."""
+        config, second = self.config, f"model.{self.backbone.second_embedder.name}."
+        groups = []
+        for kind, names in optimizers.split(self.network, self.tensors, config.optimizer).items():
+            rate = (config.matrix_lr or config.lr) if kind == "muon" else config.lr
+            for own, names_of in (
+                (False, [n for n in names if not n.startswith(second)]),
+                (True, [n for n in names if n.startswith(second)]),
+            ):
+                peak = (config.embedder_lr or rate) if own else rate
+                if names_of:
+                    groups.append(dict(kind=kind, params=[self.tensors[n] for n in names_of], lr=peak, peak=peak))
+        return groups
 
     def base(self) -> With:
         """The frozen model that training started from, asked for its instantaneous velocity."""

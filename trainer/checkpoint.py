@@ -18,10 +18,10 @@ from . import TrainerError
 
 @dataclass
 class State:
-    """What changes while training: the trained tensors by name, the optimiser, averages by name, and the step."""
+    """What changes while training: the trained tensors by name, the optimisers, averages by name, and the step."""
 
     tensors: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     averages: dict[str, EMA]
     step: int = 0
     skipped: int = 0
@@ -34,8 +34,9 @@ def write(state: State, folder: Path, config_hash: str, keep: int) -> Path:
     tensors = {f"tensors.{name}": p for name, p in state.tensors.items()}
     for key, average in state.averages.items():
         tensors |= {f"averages.{key}.{name}": p for name, p in zip(state.tensors, average.shadow)}
-    slots = state.optimizer.state_dict()["state"]
-    tensors |= {f"optimizer.{i}.{name}": v for i, slot in slots.items() for name, v in slot.items()}
+    for k, optimizer in enumerate(state.optimizers):
+        slots = optimizer.state_dict()["state"]
+        tensors |= {f"optimizer.{k}.{i}.{name}": v for i, slot in slots.items() for name, v in slot.items()}
     about = dict(
         step=state.step,
         skipped=state.skipped,
@@ -87,11 +88,12 @@ def restore(state: State, folder: Path, config_hash: str) -> Path | None:
             fill(state, saved, about["decays"])
         except (KeyError, RuntimeError) as error:
             raise TrainerError(f"{path}: does not fit this model ({error}); delete {folder} to start afresh") from None
-        slots: dict[int, dict] = {}
-        for name, value in saved.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".", 2)
-                slots.setdefault(int(i), {})[key] = value
-        state.optimizer.load_state_dict({"state": slots, "param_groups": state.optimizer.state_dict()["param_groups"]})
+        for k, optimizer in enumerate(state.optimizers):
+            slots: dict[int, dict] = {}
+            for name, value in saved.items():
+                if name.startswith(f"optimizer.{k}."):
+                    _, _, i, key = name.split(".", 3)
+                    slots.setdefault(int(i), {})[key] = value
+            optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         state.step, state.skipped, state.seconds = about["step"], about["skipped"], about["seconds"]
     return path

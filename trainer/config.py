@@ -57,12 +57,18 @@ class Config(BaseModel):
     base_steps: int = setting(0, "base", "optimiser steps of the flow-matching base (digits only)", ge=0)
     base_batch: int = setting(128, "base", "rows a step", ge=1)
     base_lr: float = setting(2e-3, "base", "peak learning rate", gt=0)
+    base_optimizer: Literal["adamw", "muon"] = setting("adamw", "base", "as --optimizer")
+    base_matrix_lr: float | None = setting(None, "base", "as --matrix-lr (default: base_lr)", gt=0)
     base_ema: float = setting(0.99, "base", "decay of the average that becomes the base", ge=0, lt=1)
 
     steps: int = setting(1000, "training", "optimiser steps", ge=1)
     batch: int = setting(4, "training", "rows of a micro-batch, each process", ge=1)
     accumulation: int = setting(1, "training", "micro-batches a step; the roles are shared out over all their rows", ge=1)
     lr: float = setting(1e-4, "training", "peak learning rate", gt=0)
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "training", "muon: for the blocks' matrices, with adamw for all else"
+    )
+    matrix_lr: float | None = setting(None, "training", "peak learning rate of muon's matrices (default: lr)", gt=0)
     embedder_lr: float | None = setting(None, "training", "peak learning rate of the second embedder (default: lr)", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "training", "how the learning rate falls to 0")
     warmup: int = setting(0, "training", "steps over which the learning rate rises", ge=0)

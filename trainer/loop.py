@@ -23,7 +23,7 @@ from twinflow import objective as twinflow
 from twinflow.ema import EMA
 from twinflow.objective import Condition, Objective, Velocity
 
-from . import Diverged, Stopped, checkpoint
+from . import Diverged, Stopped, checkpoint, optimizers
 from .log import Log
 
 PATIENCE = 10  # steps without a finite gradient before training gives up
@@ -42,7 +42,8 @@ class Data(Protocol):
 class Job:
     """What is trained, on what, and for how long.
 
-    network: v(x_t, t, r, cond), trained through `tensors` (by name), in optimiser groups with a "peak" learning rate.
+    network: v(x_t, t, r, cond), trained through `tensors` (by name), in optimiser groups with a "kind"
+    (see optimizers) and a "peak" learning rate.
     averages: decay by key, kept of the tensors; "teacher" is updated before the step, all others after it.
     teacher, guide: given the averages, the networks of the objective (None: the student itself).
     observe: called with (step, values by average's key, "last" among them) for pictures.
@@ -118,11 +119,10 @@ def train(
 
     Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
-    # fused: one kernel for all tensors
-    optimizer = torch.optim.AdamW(job.groups, betas=job.betas, weight_decay=job.weight_decay, fused=True)
-    network, optimizer = accelerator.prepare(job.network, optimizer)
+    built = optimizers.build(job.groups, betas=job.betas, weight_decay=job.weight_decay)
+    network, *built = accelerator.prepare(job.network, *built)
     averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
-    state = checkpoint.State(job.tensors, optimizer, averages)
+    state = checkpoint.State(job.tensors, built, averages)
     if path := checkpoint.restore(state, folder, config_hash):
         accelerator.print(f"going on with {job.name} from {path} (step {state.step} of {job.steps})")
     log.open_stage(job.name, state.step, state.seconds)
@@ -133,18 +133,20 @@ def train(
     with Interrupts() as interrupts, bar:
         while state.step < job.steps:
             rate = learning_rate(state.step, job.steps, job.warmup, job.schedule)
-            for group in optimizer.param_groups:
+            for group in [group for optimizer in built for group in optimizer.param_groups]:
                 group["lr"] = group["peak"] * rate
             terms, norm = trainer(state.step)
             if math.isfinite(norm):
-                optimizer.step()
+                for optimizer in built:
+                    optimizer.step()
                 failures = 0
                 for key, average in averages.items():
                     if key != "teacher":
                         average.update()
             else:
                 failures, state.skipped = failures + 1, state.skipped + 1
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in built:
+                optimizer.zero_grad(set_to_none=True)
             if failures >= PATIENCE:
                 raise Diverged(
                     f"{job.name}: the gradient was not finite for {PATIENCE} steps in a row (the last is step {state.step}); "

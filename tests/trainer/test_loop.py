@@ -46,7 +46,7 @@ def run(folder, network, steps=12, **changes):
         name="test",
         network=network,
         tensors=tensors,
-        groups=[dict(params=list(tensors.values()), lr=1e-2, peak=1e-2)],
+        groups=[dict(kind="adamw", params=list(tensors.values()), lr=1e-2, peak=1e-2)],
         data=Points(),
         objective=Objective(loss="l2"),
         steps=steps,

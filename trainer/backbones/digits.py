@@ -20,7 +20,7 @@ from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
 from twinflow.weights import load, read_header, save
 
-from .. import TrainerError, quality
+from .. import TrainerError, optimizers, quality
 from ..adapters import check_fits
 from ..generate import Plain, generate, load_trained, noise
 from ..log import Log
@@ -225,11 +225,15 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
     """Train the base by flow matching and write cache/base.safetensors and cache/prompts.safetensors."""
     network = Base(torch.Generator().manual_seed(config.seed))
     tensors = dict(network.named_parameters())
+    rates = {"adamw": config.base_lr, "muon": config.base_matrix_lr or config.base_lr}
     job = Job(
         name="base",
         network=network,
         tensors=tensors,
-        groups=[dict(params=list(tensors.values()), lr=config.base_lr, peak=config.base_lr)],
+        groups=[
+            dict(kind=kind, params=[tensors[name] for name in names], lr=rates[kind], peak=rates[kind])
+            for kind, names in optimizers.split(network, tensors, config.base_optimizer).items()
+        ],
         data=Labelled(),
         objective=BASE_OBJECTIVE,
         steps=config.base_steps,
