@@ -10,8 +10,10 @@ from collections.abc import Mapping
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from twinflow.objective import Velocity
 from twinflow.weights import Provenance, WeightsError
 
 from . import TrainerError, optimizers
@@ -36,14 +38,12 @@ class VelocityModel(nn.Module):
 class With:
     """A network run with other values for some of its tensors; never with gradient."""
 
-    def __init__(self, network: nn.Module, values: Mapping[str, Tensor], *, at_t: bool = False):
-        self.network, self.values, self.at_t = network, dict(values), at_t
+    def __init__(self, network: nn.Module, values: Mapping[str, Tensor]):
+        self.network, self.values = network, dict(values)
         self.dropouts = [m for m in network.modules() if isinstance(m, nn.Dropout)]
 
     @torch.no_grad()
     def __call__(self, x, t, r, cond):
-        if self.at_t:  # undo the folding: ask at t itself
-            r = torch.zeros_like(r)
         training = [m.training for m in self.dropouts]
         try:
             for m in self.dropouts:
@@ -52,6 +52,26 @@ class With:
         finally:
             for m, was in zip(self.dropouts, training):
                 m.training = was
+
+
+class WithoutLora:
+    """A network with its LoRA switched off.  At r = t a second embedder says nothing, so this is the model as it was."""
+
+    def __init__(self, network: nn.Module, *, at_t: bool):
+        self.network, self.at_t = network, at_t
+        self.layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+
+    @torch.no_grad()
+    def __call__(self, x, t, r, cond):
+        if self.at_t:  # undo the folding: ask at t itself
+            r = torch.zeros_like(r)
+        try:
+            for layer in self.layers:
+                layer.enable_adapters(False)
+            return self.network(x, t, r, cond)
+        finally:  # also restores requires_grad, before any backward
+            for layer in self.layers:
+                layer.enable_adapters(True)
 
 
 class Trainee:
@@ -94,12 +114,11 @@ class Trainee:
                     groups.append(dict(kind=kind, params=[self.tensors[n] for n in names_of], lr=peak, peak=peak))
         return groups
 
-    def base(self) -> With:
+    def base(self) -> Velocity:
         """The frozen model that training started from, asked for its instantaneous velocity."""
         if self.config.mode == "full":
             return With(self.network, self._base)
-        off = {name: torch.zeros_like(p) for name, p in self.tensors.items() if ".lora_B." in name}
-        return With(self.network, off, at_t=self.time == "fold" and self.config.base_time == "t")
+        return WithoutLora(self.network, at_t=self.time == "fold" and self.config.base_time == "t")
 
     def file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the weights file for these values of the trained tensors, under the file's names."""

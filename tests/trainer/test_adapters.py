@@ -134,3 +134,18 @@ def test_an_adapter_of_another_model_is_refused(fault):
         del tensors[PREFIX + "proj_out.lora_B.weight"]
     with pytest.raises(WeightsError, match="x.safetensors: the LoRA of .* does not fit digits"):
         load_adapter(BACKBONE, plain(), tensors, "x.safetensors")
+
+
+@pytest.mark.parametrize("time", ["two", "fold"])
+def test_asking_the_base_between_forward_and_backward_changes_no_gradient(inputs, time):
+    x, t, r, cond = inputs
+    gradients = []
+    for asks in (False, True):
+        made = trainee(guide="base", time=time)
+        out = made.network(x, t, r, cond)
+        if asks:
+            made.base()(x, t, t, cond)
+        out.square().sum().backward()
+        gradients.append({name: p.grad for name, p in made.tensors.items()})
+    assert all(g is not None and torch.equal(g, gradients[1][name]) for name, g in gradients[0].items() if g is not None)
+    assert {n for n, g in gradients[0].items() if g is not None} == {n for n, g in gradients[1].items() if g is not None}
