@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 
 from trainer.backbones import qwen_image, sana, sd3, z_image
 
@@ -91,7 +92,9 @@ def t5_tokenizer():
 
 def gemma_tokenizer():
     letters = ["<pad>", "<eos>", "<bos>", "<unk>", *"▁\n:.,-'\"", *LETTERS, *LETTERS.upper()]
-    return transformers.GemmaTokenizerFast(vocab={c: i for i, c in enumerate(letters)}, merges=[])
+    tokenizer = transformers.GemmaTokenizerFast(vocab={c: i for i, c in enumerate(letters)}, merges=[])
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return tokenizer
 
 
 def qwen_vl(width):

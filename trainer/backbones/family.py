@@ -4,6 +4,7 @@ Prompts are encoded by the encode_prompt of diffusers' own pipeline, of which on
 """
 
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,7 @@ class Family:
         """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
         root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
-        with quiet():
-            pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
+        pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
         return TextEncoder(pipeline.to(device), self.encode_prompt)
 
     def encode_prompt(self, pipeline, text: str) -> Prompt:
@@ -152,18 +152,21 @@ def load_part(load: Callable, root: Path, parts: tuple[str, ...]):
         if not (root / part).is_dir():
             raise TrainerError(f"{root}: has no {part}/ folder; expected a diffusers model with {', '.join(parts)}")
     try:
-        return load()
+        with quiet():
+            return load()
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise TrainerError(f"{root}: its {', '.join(parts)} cannot be loaded ({str(error).splitlines()[0]})") from None
 
 
 @contextmanager
 def quiet():
-    """diffusers warns of every component that a pipeline is loaded without."""
+    """Without diffusers' warnings of parts that a pipeline is loaded without, and of torch_dtype, 0.36's only name for it."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         diffusers_logging.set_verbosity(level)
 
