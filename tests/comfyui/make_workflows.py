@@ -1,0 +1,53 @@
+"""Writes workflows/*.json and their thumbnails through the real frontend, from graphs.py.
+
+    COMFYUI_PATH=... PLAYWRIGHT=folder/with/node_modules python tests/comfyui/make_workflows.py
+
+The model files need not be there.  The thumbnail of digits shows digits, where a run of `make demo` left them.
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from browser import task
+from conftest import REPOSITORY, find_comfyui
+from graphs import WORKFLOWS
+from PIL import Image
+from server import Server
+
+
+def main() -> None:
+    folder = REPOSITORY / "workflows"
+    with tempfile.TemporaryDirectory() as base:
+        server = Server(find_comfyui(), Path(base))
+        try:
+            server.wait()
+            jobs = []
+            for name, make in WORKFLOWS.items():
+                note, graph = make()
+                graph = {str(i): renumbered(n, list(graph)) for i, n in enumerate(graph.values(), 1)}
+                out = dict(out=str(folder / f"{name}.json"), shot=f"{base}/{name}.png")
+                jobs.append(dict(name=name, note=note, graph=graph, **out))
+            task(server, Path(base), export=jobs)
+        finally:
+            server.stop()
+        for name in WORKFLOWS:
+            thumbnail(Path(base, f"{name}.png").read_bytes()).save(folder / f"{name}.jpg", quality=80)
+    print(f"{len(WORKFLOWS)} workflows in {folder}", file=sys.stderr)
+
+
+def renumbered(node: dict, names: list[str]) -> dict:
+    """The frontend wants numbers where the graphs have names."""
+    inputs = {k: [str(names.index(v[0]) + 1), v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+    return {**node, "inputs": inputs, "_meta": {"title": None}}
+
+
+def thumbnail(png: bytes) -> Image.Image:
+    """The graph without the frontend's bars."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    return image.crop((60, 80, image.width, image.height - 40)).resize((640, 366), Image.LANCZOS)
+
+
+if __name__ == "__main__":
+    main()
