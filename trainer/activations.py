@@ -1,0 +1,104 @@
+"""What a forward keeps for its backward, counted by running the real classes on fake tensors: shapes without numbers."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .sizes import Size
+
+
+class Kept(NamedTuple):
+    """Bytes for one row.  whole: without checkpointing.  outside: not in any block.  inputs: of all blocks.
+
+    block: of the largest one.
+    """
+
+    whole: int
+    outside: int
+    inputs: int
+    block: int
+
+    def bytes(self, checkpointing: bool) -> int:
+        """With checkpointing blocks keep their inputs only, and one at a time is run again."""
+        return self.outside + self.inputs + self.block if checkpointing else self.whole
+
+
+class Lora(nn.Module):
+    """What PEFT makes of a linear layer, as far as memory goes; PEFT itself cannot move fake tensors."""
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False, dtype=torch.float32)
+        self.up = nn.Linear(rank, base.out_features, bias=False, dtype=torch.float32)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor, *args) -> Tensor:
+        out = self.base(x)
+        return (out + self.up(self.down(x.float())) * 1.0).to(out.dtype)
+
+
+def count(size: Size, pixels: int, dtype: torch.dtype, targets: Iterable[str] = (), rank: int = 0) -> Kept:
+    """Of one picture of pixels x pixels; all weights trained, or with rank only a LoRA on the linear layers `targets`."""
+    default = torch.get_default_dtype()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        try:
+            torch.set_default_dtype(dtype)
+            model = size.transformer()
+        finally:
+            torch.set_default_dtype(default)
+        if rank:
+            model.requires_grad_(False)
+            for name in targets:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, Lora(model.get_submodule(name), rank))
+        return Counter(model.train())(size.inputs(model, pixels, dtype))
+
+
+class Counter:
+    """Counts what is saved for the backward, each storage once, by whether a block was running."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.blocks = [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+        self.held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        self.seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+        self.by_block: list[int] = []
+        self.inputs: dict[int, torch.UntypedStorage] = {}
+
+    def __call__(self, arguments: dict) -> Kept:
+        hooks = []
+        for block in self.blocks:
+            hooks.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
+            hooks.append(block.register_forward_hook(self._leave))
+        with torch.autograd.graph.saved_tensors_hooks(self._save, lambda t: t):
+            self.model(**arguments, return_dict=False)
+        for hook in hooks:
+            hook.remove()
+        whole = self._total()
+        return Kept(whole, whole - sum(self.by_block), sum(s.nbytes() for s in self.inputs.values()), max(self.by_block))
+
+    def _total(self) -> int:
+        return sum(s.nbytes() for s in self.seen.values())
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.held:
+            self.seen[storage._cdata] = storage
+        return tensor
+
+    def _enter(self, block, args, kwargs):
+        self.before = self._total()
+        for value in (*args, *kwargs.values()):
+            for tensor in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(tensor, Tensor):
+                    self.inputs[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+    def _leave(self, block, args, out):
+        self.by_block.append(self._total() - self.before)
