@@ -1,0 +1,58 @@
+"""The repository as a package: `python -m trainer.lora`, pytest from anywhere, and what pip installs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command, cwd):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_trainer_runs_as_a_module_from_the_root():
+    assert "--model" in run("-m", "trainer.lora", "--help", cwd=ROOT)
+
+
+@pytest.mark.parametrize("start", ["root", "elsewhere"])
+def test_pytest_collects_and_passes_from_anywhere(start, tmp_path):
+    assert (ROOT / "__init__.py").is_file()  # what pytest could take for a package, and import
+    cwd, test = (ROOT, "tests/core/test_path.py") if start == "root" else (tmp_path, ROOT / "tests/core/test_path.py")
+    script = Path(sys.executable).with_name("pytest")  # unlike `python -m pytest` it puts no folder on sys.path
+    assert run(script, "-rp", test, cwd=cwd).count("PASSED") == 3
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which pip has installed a copy of the repository; the copy keeps the checkout free of build/."""
+    work = tmp_path_factory.mktemp("install")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "__init__.py"):
+        (work / "source").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, work / "source")
+    for name in ("twinflow", "trainer", "nodes"):
+        shutil.copytree(ROOT / name, work / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    offline = ("--no-deps", "--no-index", "--no-build-isolation")  # torch brings the setuptools that it takes
+    run("-m", "pip", "install", "-q", *offline, "--target", work / "site", work / "source", cwd=work)
+    return work / "site"
+
+
+def test_pip_installs_twinflow_and_trainer_and_no_nodes(installed):
+    names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
+    assert names == {"twinflow", "trainer"}  # a top-level `nodes` would hide ComfyUI's own module
+    for package in names:
+        source = {p.relative_to(ROOT) for p in (ROOT / package).rglob("*.py")}
+        assert {p.relative_to(installed) for p in (installed / package).rglob("*.py")} == source
+
+
+def test_the_installed_packages_are_the_ones_that_run(installed, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(installed)!r}); import twinflow.sampler, trainer; print(trainer.__file__)"
+    assert run("-c", code, cwd=tmp_path).startswith(str(installed))
