@@ -45,8 +45,9 @@ def made(backbone, config):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = cls(**config)
-            for p in model.parameters():  # so that nothing is zero or one, as it is at the start of training
-                p.data.add_(torch.randn_like(p) * 0.02)
+            for name, p in model.named_parameters():  # so that nothing is zero or one, as it is at the start of training
+                start = 0 if name.endswith("_pad_token") else p.data  # diffusers 0.36 leaves these as memory was
+                p.data = start + torch.randn_like(p) * 0.02
         return model.eval()
 
     def batch(rows, seed=0, tokens=5):
