@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.backbones.qwen_image import collate
+from trainer.backbones.qwen_image import BACKBONE
 from trainer.data import Cache, Encoder, Settings, prepare
 from twinflow.prompts import Prompt
 
@@ -98,7 +98,7 @@ def prepared(cache):
 
     def make(data, *, share=(0, 1), latents=None, wait=lambda: None, **settings):
         values = dict(resolution=32, multiple=8, aspect=2.0) | settings
-        return prepare(Settings(str(data), **values), cache, collate, latents=latents, share=share, wait=wait)
+        return prepare(Settings(str(data), **values), cache, BACKBONE.collate, latents=latents, share=share, wait=wait)
 
     return make
 

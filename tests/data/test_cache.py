@@ -179,7 +179,7 @@ import sys, torch
 sys.path[:0] = {sys.path!r}
 from torch import nn
 from trainer.data import Cache, Encoder, Settings, prepare
-from trainer.backbones.qwen_image import collate
+from trainer.backbones.qwen_image import BACKBONE
 from twinflow.prompts import Prompt
 def image():
     torch.manual_seed(0)
@@ -187,7 +187,7 @@ def image():
 def text():
     return lambda texts: [Prompt(t, torch.full((len(t) + 1, 4), float(len(t)))) for t in texts]
 cache = Cache({str(tmp_path / "cache")!r}, Encoder("t", text), Encoder("i", image))
-data, _ = prepare(Settings({str(folder)!r}, resolution=32, multiple=8, encode_batch=1), cache, collate)
+data, _ = prepare(Settings({str(folder)!r}, resolution=32, multiple=8, encode_batch=1), cache, BACKBONE.collate)
 print([float(data.batch_at(i, 2, 0)[0].sum()) for i in range(6)])
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
@@ -227,11 +227,11 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
 
 
 def test_files_are_plain_safetensors_in_the_cache_dtype(tmp_path, text, image, folder):
-    from trainer.backbones.qwen_image import collate
+    from trainer.backbones.qwen_image import BACKBONE
     from trainer.data import Settings, prepare
 
     cache = Cache(tmp_path / "half", Encoder(text.identity, text.open), Encoder(image.identity, image.open))
-    prepare(Settings(str(folder), resolution=32, multiple=8), cache, collate)
+    prepare(Settings(str(folder), resolution=32, multiple=8), cache, BACKBONE.collate)
     for path in files(cache):
         with safe_open(path, "pt") as file:
             assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
