@@ -37,6 +37,7 @@ class Sana(Family):
     name = base_model = "sana"
     repository = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
     pixels = 32
+    prefix = "transformer."  # diffusers': ComfyUI has no SANA
     second_embedder = SECOND_EMBEDDERS["sana"]
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
