@@ -151,6 +151,7 @@ def test_z_image_tells_the_twin_apart_only_when_signed():
     config = json.loads((GOLDENS / f"{file}.json").read_text())["config"]
     model, tensors = getattr(diffusers, cls)(**config), load_file(GOLDENS / f"{file}.safetensors")
     SECOND_EMBEDDERS["z-image"].install(model)
+    model.load_state_dict({k: v.float() for k, v in load_file(GOLDENS / f"{file}_weights.safetensors").items()})
     velocity = importlib.import_module("trainer.backbones.z_image").velocity
     ask = lambda t: velocity(model, tensors["x"], t, t, (tensors["c0"], tensors["c1"].bool()))
     with torch.no_grad():
