@@ -33,18 +33,17 @@ async function exportWorkflow(page, { name, note, graph, out, shot }) {
       await window.app.loadApiJson(graph, name);
       await new Promise((done) => setTimeout(done, 800));
       const g = window.app.graph;
-      const depth = new Map();
-      const deep = (node) => {
-        if (!depth.has(node.id)) {
-          depth.set(node.id, 0);
-          const before = (node.inputs ?? []).filter((i) => i.link != null).map((i) => g.getNodeById(g.links.get ? g.links.get(i.link).origin_id : g.links[i.link].origin_id));
-          depth.set(node.id, before.length ? 1 + Math.max(...before.map(deep)) : 0);
-        }
-        return depth.get(node.id);
+      const after = new Map(g.nodes.map((n) => [n.id, []]));
+      const links = [...(g.links.values ? g.links.values() : Object.values(g.links))].filter(Boolean);
+      for (const link of links) after.get(link.origin_id).push(g.getNodeById(link.target_id));
+      const left = new Map(); // steps to the end of the graph: a node stands just before the first that needs it
+      const stepsLeft = (node) => {
+        if (!left.has(node.id)) left.set(node.id, 1 + Math.max(-1, ...after.get(node.id).map(stepsLeft)));
+        return left.get(node.id);
       };
-      g.nodes.forEach(deep);
-      const columns = [];
-      for (const node of g.nodes) (columns[depth.get(node.id)] ??= []).push(node);
+      const most = Math.max(...g.nodes.map(stepsLeft));
+      const columns = Array.from({ length: most + 1 }, () => []);
+      for (const node of g.nodes) columns[most - left.get(node.id)].push(node);
       let x = 560;
       for (const column of columns) {
         let y = 0;
@@ -56,20 +55,25 @@ async function exportWorkflow(page, { name, note, graph, out, shot }) {
         }
         x += Math.max(...column.map((n) => n.size[0])) + 80;
       }
+      for (const node of g.nodes) for (const w of node.widgets ?? []) if (w.name === 'control_after_generate') w.value = 'fixed';
       const paper = window.LiteGraph.createNode('MarkdownNote');
       paper.title = 'Files';
       g.add(paper);
       paper.pos = [0, 0];
-      paper.widgets[0].value = note;
+      paper.widgets[0].value = note.replaceAll('\n', '\n\n').replaceAll('\n\n\n\n', '\n\n');
       paper.setSize([500, 440]);
+      const right = Math.max(...g.nodes.map((n) => n.pos[0] + n.size[0]));
+      const bottom = Math.max(...g.nodes.map((n) => n.pos[1] + n.size[1]));
+      const { canvas } = window.app.canvas;
+      const ds = window.app.canvas.ds;
+      ds.scale = Math.min((canvas.clientWidth - 160) / (right + 80), (canvas.clientHeight - 160) / (bottom + 120));
+      ds.offset = [90 / ds.scale, 110 / ds.scale];
       window.app.canvas.setDirty(true, true);
       return g.serialize();
     },
     { name, note, graph },
   );
   fs.writeFileSync(out, JSON.stringify(workflow, null, 2) + '\n');
-  await page.evaluate(() => document.activeElement?.blur());
-  await page.keyboard.press('.');
   await page.waitForTimeout(1200);
   await page.screenshot({ path: shot });
 }

@@ -86,6 +86,7 @@ def comfy(comfyui, tmp_path_factory):
         models=Path(folder_paths.models_dir),
         version=tuple(int(n) for n in comfyui_version.__version__.split(".")),
         gguf=gguf if gguf.is_dir() else None,
+        root=root,
         part=lambda name: sys.modules[f"{root}.{name}"],
     )
 

@@ -22,6 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         server = Server(find_comfyui(), Path(base))
         try:
+            lay_out_names(server)
             server.wait()
             jobs = []
             for name, make in WORKFLOWS.items():
@@ -37,6 +38,16 @@ def main() -> None:
     print(f"{len(WORKFLOWS)} workflows in {folder}", file=sys.stderr)
 
 
+def lay_out_names(server: Server) -> None:
+    """Empty files under the names that the graphs mention, so that no loader is drawn as lacking its file."""
+    values = {v for make in WORKFLOWS.values() for n in make()[1].values() for v in n["inputs"].values() if isinstance(v, str)}
+    for name in (v for v in values if v.endswith(".safetensors")):
+        for folder in ("diffusion_models", "loras", "text_encoders", "vae", "prompts"):
+            (server.models / folder / name).touch()
+    (server.base / "input").mkdir(exist_ok=True)
+    Image.linear_gradient("L").resize((512, 512)).convert("RGB").save(server.base / "input" / "example.png")
+
+
 def renumbered(node: dict, names: list[str]) -> dict:
     """The frontend wants numbers where the graphs have names."""
     inputs = {k: [str(names.index(v[0]) + 1), v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
@@ -46,7 +57,7 @@ def renumbered(node: dict, names: list[str]) -> dict:
 def thumbnail(png: bytes) -> Image.Image:
     """The graph without the frontend's bars."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    return image.crop((60, 80, image.width, image.height - 40)).resize((640, 366), Image.LANCZOS)
+    return image.crop((60, 95, image.width, 800)).resize((640, 293), Image.LANCZOS)
 
 
 if __name__ == "__main__":

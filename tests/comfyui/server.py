@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "9.9.9", "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -43,7 +44,7 @@ class Server:
         (base / "custom_nodes" / "twinflow").symlink_to(REPOSITORY)
         settings = base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "9.9.9"}))
+        settings.write_text(json.dumps(SETTINGS))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

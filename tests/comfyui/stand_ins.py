@@ -1,0 +1,94 @@
+"""Small files under the names that the shared workflows mention, and the graphs cut down to them.
+
+Text encoders have no small version in ComfyUI, so their nodes give way to cached prompts, which is what those are for.
+"""
+
+import json
+from pathlib import Path
+
+import tiny
+import torch
+
+SAMPLER = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5]}]'
+FAMILY = {"qwen": "qwen", "TwinFlow-Qwen": "qwen", "TwinFlow_Z": "zimage", "sd3.5": "sd3", "base": "digits"}
+
+
+def family(graph: dict) -> str:
+    names = [v for n in graph.values() for k, v in n["inputs"].items() if k in ("unet_name", "model_name")]
+    return next(kind for start, kind in FAMILY.items() if names[0].startswith(start))
+
+
+def write(models: Path, goldens: Path, layouts, *, z_image: bool) -> None:
+    """All files of all workflows.  layouts: twinflow.layouts."""
+    families = {name: tiny.read(goldens, name) for name in ("qwen", "sd3") + (("zimage",) if z_image else ())}
+    unets, loras, prompts = (models / name for name in ("diffusion_models", "loras", "prompts"))
+    qwen, sd3 = families["qwen"], families["sd3"]
+    tiny.save(qwen.weights, unets / "TwinFlow-Qwen-Image-v1.0.safetensors")
+    for name in ("qwen_image_fp8_e4m3fn", "qwen_image_edit_2509_fp8_e4m3fn"):
+        tiny.save(qwen.plain, unets / f"{name}.safetensors")
+    tiny.save(layouts.find_layout(sd3.plain).to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
+    if z_image:
+        z = families["zimage"]
+        tiny.save(layouts.find_layout(z.weights).to_native(z.weights), unets / "TwinFlow_Z_Image_Turbo_bf16.safetensors")
+    lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
+    lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
+    lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
+    base = tiny.digits()
+    tiny.save(base, unets / "base.safetensors")
+    lora(base, loras / "digits-lora.safetensors", "two", tiny.second_embedder(base))
+    texts = {str(n): f"a handwritten {n}" for n in range(10)}
+    embeds = {f"{name}.embeds": torch.randn(1, 64) for name in texts}
+    tiny.save(embeds, prompts / "prompts.safetensors", {"twinflow.prompts": json.dumps(texts)})
+    for name, golden in families.items():
+        tensors = {"a.embeds": golden.tensors["c0"][0]}
+        if name == "sd3":
+            tensors["a.pooled"] = golden.tensors["c1"][0]
+        tiny.save(tensors, prompts / f"{name}.safetensors", {"twinflow.prompts": '{"a": "a picture"}'})
+
+
+def lora(weights, path: Path, time: str, second=None, prefix="diffusion_model."):
+    parts = tiny.lora(weights, ("attn.to_q", "attn.to_v"))
+    tensors = {f"{prefix}{m}.lora_{h}.weight": t for m, ab in parts.items() for h, t in zip("AB", ab, strict=True)}
+    tensors |= {f"diffusion_model.{k}": v for k, v in (second or {}).items()}
+    tiny.save(tensors, path, {"twinflow.time": time, "twinflow.base_model": "tiny", "twinflow.sampler": SAMPLER})
+
+
+def write_vaes(folder: Path) -> None:
+    """Random VAEs of ComfyUI's own classes (which must be importable): Wan's for Qwen-Image, TAESD for the others."""
+    import comfy.ldm.wan.vae
+    import comfy.taesd.taesd
+
+    torch.manual_seed(0)
+    wan = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True])
+    tiny.save({k: filled(v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
+    tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
+    for name in ("ae", "sd3.5_vae"):
+        tiny.save({k: filled(v) for k, v in tae.items()}, folder / f"{name}.safetensors")
+
+
+def filled(weight: torch.Tensor) -> torch.Tensor:
+    """Random, and of a size that keeps the signal's."""
+    if weight.ndim < 2:  # biases, norms of one dimension, TAESD's scalars
+        return weight if weight.ndim == 0 or len(weight) and weight[0] == 1 else torch.zeros_like(weight)
+    if weight[0].numel() == 1 or all(n == 1 for n in weight.shape[1:]):  # a norm's gain
+        return torch.ones_like(weight)
+    return torch.randn_like(weight) / weight[0].numel() ** 0.5
+
+
+def cut_down(graph: dict) -> dict:
+    """The same graph for small files: 64 pixels, cached prompts in place of text encoders."""
+    kind, graph = family(graph), json.loads(json.dumps(graph))
+    for key, node in list(graph.items()):
+        inputs = node["inputs"]
+        if node["class_type"] == "EmptySD3LatentImage":
+            inputs.update(width=64, height=64)
+        elif node["class_type"] == "ImageScaleToTotalPixels":
+            inputs["megapixels"] = 0.01
+        elif node["class_type"] in ("CLIPTextEncode", "TextEncodeQwenImageEdit"):
+            cached = {"class_type": "TwinFlowCachedPrompt", "inputs": {"file": f"{kind}.safetensors", "prompt": ""}}
+            graph[key] = cached
+            if "image" in inputs:  # what the edit encoder adds besides the text
+                graph["1001"] = cached
+                graph["1002"] = {"class_type": "VAEEncode", "inputs": {"pixels": inputs["image"], "vae": inputs["vae"]}}
+                graph[key] = {"class_type": "ReferenceLatent", "inputs": {"conditioning": ["1001", 0], "latent": ["1002", 0]}}
+    return {k: n for k, n in graph.items() if "CLIPLoader" not in n["class_type"]}

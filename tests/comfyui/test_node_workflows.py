@@ -1,0 +1,101 @@
+"""Every shared workflow in a started ComfyUI with small files in place of the big ones; one of them in a real browser."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import browser
+import pytest
+import stand_ins
+import workflow
+from PIL import Image
+from server import Server
+
+HERE = Path(__file__).parent
+ARTEFACTS = HERE.parents[1] / "runs" / "test-comfyui"
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, goldens, tmp_path_factory):
+    pytest.importorskip("aiohttp", reason="the interpreter lacks ComfyUI's requirements")
+    server = Server(comfyui, tmp_path_factory.mktemp("workflows"))
+    try:
+        (server.base / "input").mkdir(exist_ok=True)
+        picture = Image.linear_gradient("L").resize((64, 64)).convert("RGBA")
+        picture.putalpha(Image.radial_gradient("L").resize((64, 64)))
+        picture.save(server.base / "input" / "example.png")
+        write = [sys.executable, str(HERE / "write_stand_ins.py"), str(comfyui), str(server.models), str(goldens)]
+        subprocess.run(write, check=True, timeout=180)  # in a process of its own: it imports ComfyUI
+        server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+def z_image(server) -> bool:
+    version = re.match(r"(\d+)\.(\d+)\.(\d+)", server.get("/system_stats")["system"]["comfyui_version"])
+    return tuple(map(int, version.groups())) >= (0, 3, 74)
+
+
+@pytest.mark.parametrize("name", workflow.names())
+def test_runs(server, name):
+    graph = workflow.prompt(workflow.read(name))
+    if stand_ins.family(graph) == "zimage" and not z_image(server):
+        pytest.skip("this ComfyUI has no Z-Image (0.3.74 brought it)")
+    outcome = server.run(stand_ins.cut_down(graph))
+    assert not outcome.error, outcome.error
+    images = [image for output in outcome.outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    assert images
+    for image in images:
+        assert len(set(Image.open(io.BytesIO(server.image(image))).convert("L").getdata())) > 4, "the picture is empty"
+
+
+def test_every_widget_has_a_value_that_core_accepts(server):
+    """The files as the frontend wrote them pass ComfyUI's own check of the graph, but for names of big files."""
+    for name in workflow.names():
+        graph = workflow.prompt(workflow.read(name))
+        info = server.get("/object_info")
+        for node in graph.values():
+            spec = {**info[node["class_type"]]["input"].get("required", {}), **info[node["class_type"]]["input"].get("optional", {})}
+            assert set(node["inputs"]) <= set(spec), (name, node["class_type"])
+            assert set(info[node["class_type"]]["input"].get("required", {})) <= set(node["inputs"]), (name, node["class_type"])
+
+
+def test_offered_under_templates(server):
+    offered = server.get("/workflow_templates")
+    assert set(workflow.names()) <= set(offered["twinflow"])
+    path = "/api/workflow_templates/twinflow/digits"
+    assert server.get(f"{path}.json")["nodes"] and server.get(f"{path}.jpg").startswith(b"\xff\xd8")
+
+
+def test_help_pages_and_translations(server):
+    info = server.get("/object_info")
+    ours = [i for i in info if info[i]["category"] == "TwinFlow"]
+    for node_id in ours:
+        for language in ("en", "zh"):
+            page = server.get(f"/extensions/twinflow/docs/{node_id}/{language}.md").decode()
+            assert page.startswith("# ") and len(page) > 200
+    for language in ("en", "zh"):
+        told = server.get("/i18n")[language]["nodeDefs"]
+        for node_id in ours:
+            inputs = {name for kind in ("required", "optional") for name in info[node_id]["input"].get(kind, {})}
+            assert told[node_id]["display_name"] and inputs == set(told[node_id]["inputs"]), (language, node_id)
+            assert all(entry["tooltip"] for entry in told[node_id]["inputs"].values())
+
+
+def test_in_a_browser(server, tmp_path):
+    """A user drops a workflow on the page, presses Run and sees the picture."""
+    if lacks := browser.missing():
+        (pytest.fail if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else pytest.skip)(lacks)
+    shot = tmp_path / "digits.png"
+    drop = dict(workflow=str(workflow.FOLDER / "digits.json"), shot=str(shot), seconds=90)
+    found = browser.task(server, tmp_path, drop=drop)
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(shot, ARTEFACTS / "browser.png")
+    assert [i for i in found["images"] if i["filename"].startswith("twinflow_digit")]
+    assert "SaveImage" in found["shown"], "the page shows no picture"
+    assert set(found["types"]) == {n["type"] for n in workflow.read("digits")["nodes"]}

@@ -1,0 +1,39 @@
+"""Reading the frontend's own workflow format."""
+
+import json
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "workflows"
+NOTES = {"MarkdownNote", "Note"}
+CONTROLS = {"fixed", "randomize", "increment", "decrement"}
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def read(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def widgets(node: dict) -> dict[str, object]:
+    """The values of a node's widgets by name; the frontend puts a control value behind every seed."""
+    values, out = list(node.get("widgets_values") or []), {}
+    for one in node.get("inputs", []):
+        if one.get("widget"):
+            out[one["widget"]["name"]] = values.pop(0)
+            if values and values[0] in CONTROLS and "seed" in one["widget"]["name"]:
+                values.pop(0)
+    return out
+
+
+def prompt(workflow: dict) -> dict:
+    """The workflow as the HTTP API takes it."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    graph = {}
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        linked = {i["name"]: sources[i["link"]] for i in node.get("inputs", []) if i.get("link") is not None}
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": {**widgets(node), **linked}}
+    return graph

@@ -1,0 +1,20 @@
+"""usage: write_stand_ins.py COMFYUI MODELS GOLDENS: small files for the shared workflows, made with ComfyUI's own classes."""
+
+import importlib
+import sys
+from pathlib import Path
+
+comfyui, models, goldens = map(Path, sys.argv[1:])
+here, sys.argv = Path(__file__).parent, sys.argv[:1]
+sys.path[:0] = [str(comfyui), str(here)]
+
+from comfy.cli_args import args  # noqa: E402
+
+args.cpu = True
+import comfy.supported_models  # noqa: E402
+import stand_ins  # noqa: E402
+
+sys.path.append(str(here.parents[1]))
+layouts = importlib.import_module("twinflow.layouts")
+stand_ins.write(models, goldens, layouts, z_image=hasattr(comfy.supported_models, "ZImage"))
+stand_ins.write_vaes(models / "vae")
