@@ -143,10 +143,18 @@ class Digits:
     base_sampling = tuple(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8, 32))
 
     def recipe(self, mode: str) -> dict:
-        own = dict(lr=4e-3, alpha=8.0) if mode == "lora" else dict(lr=1e-3)
+        """What docs/digits.md found: the frozen base's velocity as the target, Muon, an eighth of the time per role."""
+        own = (
+            dict(steps=1300, lr=8e-3, matrix_lr=2e-2, alpha=8.0)
+            if mode == "lora"
+            else dict(steps=1700, lr=5e-3, matrix_lr=1e-2)
+        )
         return own | dict(
-            base_steps=2500, base_batch=64, base_lr=7e-3, steps=1000, batch=128, ema=0.99, difference=0.05,
-            roles=dict(one_step=1, multi_step=1, any_step=1, few_step=1, fake=1),
+            base_steps=1200, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
+            batch=128, warmup=30, betas=(0.9, 0.95), optimizer="muon", ema=0.0, weights_ema=0.99,
+            order=1, difference=0.05, roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1.5), rectify=0.0,
+            target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
+            stratified=True,
         )  # fmt: skip
 
     def transformer(self, generator: torch.Generator) -> QwenImageTransformer2DModel:
@@ -238,6 +246,8 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
         objective=BASE_OBJECTIVE,
         steps=config.base_steps,
         batch=config.base_batch,
+        warmup=config.base_steps // 30,
+        betas=(0.9, 0.95),
         averages={"weights": config.base_ema},
     )
     values = train(
