@@ -98,8 +98,11 @@ class SD3(mmdit.OpenAISignatureMMDITWrapper):
         self.y_embedder_2 = mmdit.VectorEmbedder(pooled, self.hidden_size, **build)
         self.t_embedder = PooledEmbedder(self.t_embedder, self.t_embedder_2, self.y_embedder_2, scale=1000.0)
 
-    def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options={}, **kwargs):
+    def forward(self, x, timesteps, context=None, y=None, control=None, transformer_options=None, **kwargs):
+        transformer_options = transformer_options or {}
         if times := heard(transformer_options):
             t, r = times.in_units(1000.0).pair(timesteps)
             timesteps = torch.cat([stack(t, r), y.to(t)] if y is not None else [stack(t, r)], dim=1)
-        return super().forward(x, timesteps, context=context, y=y, control=control, transformer_options=transformer_options, **kwargs)
+        return super().forward(
+            x, timesteps, context=context, y=y, control=control, transformer_options=transformer_options, **kwargs
+        )

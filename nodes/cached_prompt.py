@@ -21,10 +21,16 @@ class CachedPrompt(io.ComfyNode):
             node_id="TwinFlowCachedPrompt",
             display_name="TwinFlow Cached Prompt",
             category=CATEGORY,
-            description="Loads a prompt embedding that the trainer cached, so that a checkpoint can be tried without its text encoder.",
+            description=(
+                "Loads a prompt embedding that the trainer cached, so that a checkpoint can be tried without its text encoder."
+            ),
             inputs=[
-                io.Combo.Input("file", options=model_files.names(FOLDER), tooltip="A prompts file of the trainer, in models/prompts."),
-                io.String.Input("prompt", default="", tooltip="The prompt's name or its text in the file. Empty takes the first one."),
+                io.Combo.Input(
+                    "file", options=model_files.names(FOLDER), tooltip="A prompts file of the trainer, in models/prompts."
+                ),
+                io.String.Input(
+                    "prompt", default="", tooltip="The prompt's name or its text in the file. Empty takes the first one."
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning"),

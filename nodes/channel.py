@@ -92,7 +92,7 @@ def attach(patcher, times: Times):
     return patcher
 
 
-def hear_single_time(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+def hear_single_time(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """Show the model the folded time in place of t, and read its velocity at t.
 
     Works one level above the diffusion model, where the time is still the sigma: SD3 has no wrapper further in.

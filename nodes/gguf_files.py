@@ -44,7 +44,9 @@ def quantised_pack():
 def read_header(path: str) -> GgufHeader:
     gguf = package()
     if gguf is None:
-        raise WeightsError(f"{path}: reading GGUF needs the 'gguf' package: install ComfyUI-GGUF (it brings it), or take the .safetensors file")
+        raise WeightsError(
+            f"{path}: reading GGUF needs the 'gguf' package: install ComfyUI-GGUF (it brings it), or take the .safetensors file"
+        )
     try:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # the package raises whatever numpy does on a file that is cut off or damaged

@@ -97,9 +97,14 @@ def build(base: ModelFile, adapter: ModelFile | None, layout: Layout, dtype: str
     extra = {"metadata": base.metadata} if "metadata" in inspect.signature(load).parameters else {}  # ComfyUI 0.4
     patcher = load(tensors, model_options=options, **extra)
     if patcher is None:
-        raise WeightsError(f"{base.name}: this ComfyUI does not know the model ({layout.name}; {base.keys_found()}). Update ComfyUI")
+        raise WeightsError(
+            f"{base.name}: this ComfyUI does not know the model ({layout.name}; {base.keys_found()}). Update ComfyUI"
+        )
     if layout.second[0] in keys and not has_second_embedder(patcher.model):
-        raise WeightsError(f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out; please report the file")
+        raise WeightsError(
+            f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out. "
+            "Another pack may have changed its model detection: disable the others, or report the file"
+        )
     return pack.GGUFModelPatcher.clone(patcher) if pack else patcher, keys
 
 
@@ -131,7 +136,10 @@ def with_lora(patcher, adapter: ModelFile, strength: float, layout: Layout):
         return patcher, f"{adapter.name}: no LoRA in it; only its second embedder is used"
     patcher, result = lora.apply(patcher, adapter.tensors(keys), strength, layout)
     if not result.applied:
-        raise WeightsError(f"{adapter.name}: none of its {len(result.dropped)} LoRA modules fits this {layout.name} model: {', '.join(result.dropped[:6])}")
+        raise WeightsError(
+            f"{adapter.name}: none of its {len(result.dropped)} LoRA modules fits this {layout.name} model: "
+            f"{', '.join(result.dropped[:6])}. Choose the adapter that was made for this base"
+        )
     return patcher, result.report()
 
 
@@ -154,4 +162,6 @@ def described(file: ModelFile, layout: Layout | None) -> str:
     names = "" if layout is None else f"{layout.name}, {'ComfyUI' if layout.native in file.keys else 'diffusers'} names, "
     lines = [f"{file.name}: {names}{len(file.keys)} tensors, {dtypes}"]
     texts = {key: value for key, value in file.metadata.items() if key != "format"}
-    return "\n".join(lines + [f"  {key}: {value if len(value) <= 200 else value[:200] + '...'}" for key, value in sorted(texts.items())])
+    return "\n".join(
+        lines + [f"  {key}: {value if len(value) <= 200 else value[:200] + '...'}" for key, value in sorted(texts.items())]
+    )

@@ -1,4 +1,4 @@
-"""LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and a report of what was applied."""
+"""LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and what became of them."""
 
 import re
 from dataclasses import dataclass, field
@@ -26,7 +26,11 @@ class Applied:
 
 def targets(model, layout: Layout | None) -> dict[str, object]:
     """Every name that a module of this model may have in a file, and the weight (or the slice of one) that it patches."""
-    weights = {key: value.shape for key, value in model.state_dict().items() if key.startswith("diffusion_model.") and key.endswith(".weight")}
+    weights = {
+        key: value.shape
+        for key, value in model.state_dict().items()
+        if key.startswith("diffusion_model.") and key.endswith(".weight")
+    }
     native = {key[len("diffusion_model.") : -len(".weight")]: key for key in weights}
     found = dict(native)
     if layout is not None:

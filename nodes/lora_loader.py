@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..twinflow.layouts import find_layout
 from ..twinflow.weights import WeightsError
@@ -11,6 +11,7 @@ from .channel import attach, has_second_embedder, times_of
 from .loading import described
 from .model_files import LORAS, ModelFile
 from .schedule import CATEGORY
+from .text_preview import text_preview
 
 
 class LoraLoader(io.ComfyNode):
@@ -20,20 +21,38 @@ class LoraLoader(io.ComfyNode):
             node_id="TwinFlowLoraLoader",
             display_name="TwinFlow LoRA Loader",
             category=CATEGORY,
-            description="Applies a LoRA of any layout, reports what was applied, and lets the model hear the times as the LoRA was trained to.",
+            description=(
+                "Applies a LoRA of any layout, reports what was applied, and lets the model hear the times as the LoRA "
+                "was trained to."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made for. It is not changed; LoRAs stack."),
-                io.Combo.Input("lora_name", options=model_files.names(LORAS), tooltip="A LoRA file in models/loras. Adapters with a second embedder belong in the TwinFlow Model Loader."),
-                io.Float.Input("strength", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip="How strongly the LoRA changes the weights."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=model_files.names(LORAS),
+                    tooltip="A LoRA file in models/loras. Adapters with a second embedder belong in the TwinFlow Model Loader.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly the LoRA changes the weights.",
+                ),
             ],
-            outputs=[io.Model.Output(display_name="model"), io.String.Output(display_name="report", tooltip="Modules applied and dropped, time rule, metadata.")],
-        )  # fmt: skip
+            hidden=[io.Hidden.unique_id],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.String.Output(display_name="report", tooltip="Modules applied and dropped, time rule, metadata."),
+            ],
+        )
 
     @classmethod
     def execute(cls, model, lora_name, strength=1.0) -> io.NodeOutput:
         file = model_files.open_file(model_files.path_of(lora_name, LORAS))
         patcher, report = apply_file(model, file, strength)
-        return io.NodeOutput(patcher, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(patcher, report, ui=text_preview(cls, report))
 
 
 def apply_file(model, file: ModelFile, strength: float):
@@ -47,8 +66,8 @@ def apply_file(model, file: ModelFile, strength: float):
     provenance, told = file.provenance, times_of(model.model, model.model_options)
     if provenance is not None and provenance.time == "two" and not two:
         raise WeightsError(
-            f"{file.name}: was trained with a second time embedder (twinflow.time is 'two'), which neither the file nor this model "
-            f"({type(model.model).__name__}) has. Load its checkpoint or adapter with the TwinFlow Model Loader first"
+            f"{file.name}: was trained with a second time embedder (twinflow.time is 'two'), which neither the file nor this "
+            f"model ({type(model.model).__name__}) has. Load its checkpoint or adapter with the TwinFlow Model Loader first"
         )
     layout = find_layout({key.removeprefix("diffusion_model."): None for key in model.model.state_dict()})
     patcher, result = lora.apply(model, file.tensors([key for key in file.keys if key not in file.second]), strength, layout)

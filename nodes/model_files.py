@@ -23,7 +23,9 @@ def add_folder() -> None:
 
 
 def names(*folders: str) -> list[str]:
-    return list(dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder) if is_readable(name)))
+    return list(
+        dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder) if is_readable(name))
+    )
 
 
 def is_readable(name: str) -> bool:
@@ -36,7 +38,9 @@ def path_of(name: str, *folders: str) -> str:
     if Path(name).is_absolute() or ".." in parts or ":" in parts[0]:
         raise ValueError(f"file name {name!r} is refused: expected a name inside the models/{folders[0]} folder, without '..'")
     if not is_readable(name):
-        raise ValueError(f"file {name!r} is refused: expected .safetensors or .gguf; other formats can run code when they are read")
+        raise ValueError(
+            f"file {name!r} is refused: expected .safetensors or .gguf; other formats can run code when they are read"
+        )
     for folder in folders:
         if path := folder_paths.get_full_path(folder, name):
             return path

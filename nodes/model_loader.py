@@ -1,11 +1,12 @@
 """TwinFlow Model Loader: a checkpoint, or a plain base and a TwinFlow adapter, as an ordinary MODEL."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import model_files
 from .loading import DTYPES, load_model
 from .model_files import LORAS, MODELS
 from .schedule import CATEGORY
+from .text_preview import text_preview
 
 NONE = "none"
 
@@ -17,28 +18,56 @@ class ModelLoader(io.ComfyNode):
             node_id="TwinFlowModelLoader",
             display_name="TwinFlow Model Loader",
             category=CATEGORY,
-            description="Loads a TwinFlow model: one file with its second time embedder, or a plain base with a TwinFlow adapter.",
+            description=(
+                "Loads a TwinFlow model: one file with its second time embedder, or a plain base with a TwinFlow adapter."
+            ),
             inputs=[
                 io.Combo.Input(
-                    "model_name", options=model_files.names(MODELS),
-                    tooltip="A Qwen-Image, Z-Image or SD3.5 file in models/diffusion_models, .safetensors or .gguf, with any of the usual prefixes.",
+                    "model_name",
+                    options=model_files.names(MODELS),
+                    tooltip=(
+                        "A Qwen-Image, Z-Image or SD3.5 file in models/diffusion_models, .safetensors or .gguf, with any "
+                        "of the usual prefixes."
+                    ),
                 ),
                 io.Combo.Input(
-                    "adapter", options=[NONE, *model_files.names(LORAS, MODELS)], default=NONE,
-                    tooltip="For a plain base: the TwinFlow adapter (LoRA and second embedder in one file) in models/loras, or any file with the second embedder; of a large one only the embedder is read.",
+                    "adapter",
+                    options=[NONE, *model_files.names(LORAS, MODELS)],
+                    default=NONE,
+                    tooltip=(
+                        "For a plain base: the TwinFlow adapter (LoRA and second embedder in one file) in models/loras, "
+                        "or any file with the second embedder; of a large one only the embedder is read."
+                    ),
                 ),
-                io.Float.Input("adapter_strength", default=1.0, min=-10.0, max=10.0, step=0.01, tooltip="Strength of the adapter's LoRA. Its second embedder is used as it is."),
-                io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", tooltip="How the weights are kept in memory. GGUF files keep their own type when ComfyUI-GGUF is installed."),
+                io.Float.Input(
+                    "adapter_strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Strength of the adapter's LoRA. Its second embedder is used as it is.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(DTYPES),
+                    default="default",
+                    tooltip=(
+                        "How the weights are kept in memory. GGUF files keep their own type when ComfyUI-GGUF is installed."
+                    ),
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model"),
-                io.String.Output(display_name="report", tooltip="What was found in the files, what was missing, dtypes and metadata."),
+                io.String.Output(
+                    display_name="report", tooltip="What was found in the files, what was missing, dtypes and metadata."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, model_name, adapter=NONE, adapter_strength=1.0, weight_dtype="default") -> io.NodeOutput:
         path = model_files.path_of(model_name, MODELS)
         adapter_path = None if adapter == NONE else model_files.path_of(adapter, LORAS, MODELS)
         model, report = load_model(path, adapter_path, adapter_strength, weight_dtype)
-        return io.NodeOutput(model, report, ui=ui.PreviewText(report))
+        return io.NodeOutput(model, report, ui=text_preview(cls, report))

@@ -30,21 +30,42 @@ class Family:
 def families() -> list[Family]:
     rows = [
         Family(
-            stock.QwenImage, comfy.model_base.QwenImage, "time_text_embed_2.timestep_embedder.linear_1.weight",
-            backbones.QwenImage, None, widths.qwen_image,
+            stock.QwenImage,
+            comfy.model_base.QwenImage,
+            "time_text_embed_2.timestep_embedder.linear_1.weight",
+            backbones.QwenImage,
+            None,
+            widths.qwen_image,
             ("transformer_blocks.0.attn.norm_q.weight", "img_in.bias", "txt_norm.weight", "proj_out.bias"),
         ),
         Family(
-            stock.SD3, comfy.model_base.SD3, "t_embedder_2.mlp.0.weight",
-            backbones.SD3, None, widths.sd3, ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight", "y_embedder.mlp.0.weight"),
+            stock.SD3,
+            comfy.model_base.SD3,
+            "t_embedder_2.mlp.0.weight",
+            backbones.SD3,
+            None,
+            widths.sd3,
+            ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight", "y_embedder.mlp.0.weight"),
         ),
-    ]  # fmt: skip
+    ]
     if hasattr(stock, "ZImage"):  # ComfyUI 0.3.74
-        signs = ("layers.0.attention.q_norm.weight", "noise_refiner.0.adaLN_modulation.0.weight", "cap_embedder.1.bias", "final_layer.linear.bias")
-        rows.append(Family(
-            stock.ZImage, comfy.model_base.Lumina2, "t_embedder_2.mlp.0.weight",
-            backbones.ZImage, backbones.SmallZImage, widths.z_image, signs,
-        ))  # fmt: skip
+        signs = (
+            "layers.0.attention.q_norm.weight",
+            "noise_refiner.0.adaLN_modulation.0.weight",
+            "cap_embedder.1.bias",
+            "final_layer.linear.bias",
+        )
+        rows.append(
+            Family(
+                stock.ZImage,
+                comfy.model_base.Lumina2,
+                "t_embedder_2.mlp.0.weight",
+                backbones.ZImage,
+                backbones.SmallZImage,
+                widths.z_image,
+                signs,
+            )
+        )
     return rows
 
 
@@ -94,7 +115,10 @@ def model_config(family: Family) -> type:
             prefix = unet_key_prefix or prefix_before(family.signs[0], state_dict)
             if not all(prefix + key in state_dict for key in family.signs):
                 return False
-            if "image_model" in family.config.unet_config and unet_config.get("image_model") != family.config.unet_config["image_model"]:
+            if (
+                "image_model" in family.config.unet_config
+                and unet_config.get("image_model") != family.config.unet_config["image_model"]
+            ):
                 return False
             return prefix + family.key in state_dict or bool(family.widths(shapes_of(state_dict, prefix)))
 
@@ -123,7 +147,9 @@ def register() -> list[type]:
         if any(getattr(c, "twinflow_key", None) == family.key and issubclass(c, family.config) for c in stock.models):
             continue
         if any(key.endswith(family.key) for c in stock.models if issubclass(c, family.config) for key in c.required_keys):
-            logging.info("[TwinFlow] ComfyUI itself knows %s with two time embedders; its class is used", family.config.__name__)
+            logging.info(
+                "[TwinFlow] ComfyUI itself knows %s with two time embedders; its class is used", family.config.__name__
+            )
             continue
         added.append(model_config(family))
         stock.models.insert(0, added[-1])

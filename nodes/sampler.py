@@ -34,28 +34,62 @@ class Sampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples a TwinFlow model in one node. Previews, masks, batches and ControlNet work as in KSampler.",
             inputs=[
-                io.Model.Input("model", tooltip="From the TwinFlow Model Loader, the TwinFlow LoRA Loader, or any loader of a model with a TwinFlow LoRA."),
+                io.Model.Input(
+                    "model",
+                    tooltip=(
+                        "From the TwinFlow Model Loader, the TwinFlow LoRA Loader, or any loader of a model with a "
+                        "TwinFlow LoRA."
+                    ),
+                ),
                 io.Conditioning.Input("positive", tooltip="What the image shows."),
-                io.Latent.Input("latent_image", tooltip="An empty latent for text to image; an encoded image for image to image or inpainting."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent for text to image; an encoded image for image to image or inpainting.",
+                ),
                 io.Combo.Input(
-                    "preset", options=[*PRESETS, FROM_FILE], default=DEFAULT_PRESET,
+                    "preset",
+                    options=[*PRESETS, FROM_FILE],
+                    default=DEFAULT_PRESET,
                     tooltip="The published settings for so many steps, or those that the model's file recommends.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip="The same seed gives the same image."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same image.",
+                ),
                 io.Float.Input(
-                    "cfg", default=1.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                    tooltip="Leave it at 1: guidance is trained in, and the negative prompt is not even evaluated. Above 1 each step costs twice.",
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip=(
+                        "Leave it at 1: guidance is trained in, and the negative prompt is not even evaluated. Above 1 "
+                        "each step costs twice."
+                    ),
                 ),
                 denoise_input(),
                 io.Conditioning.Input("negative", optional=True, tooltip="What to avoid; needed only when cfg is not 1."),
-                io.Sigmas.Input("sigmas", optional=True, tooltip="Times in place of the preset's, from TwinFlow Schedule. Denoise then comes from there, too."),
-                io.Sampler.Input("sampler", optional=True, tooltip="A sampler in place of the preset's, from TwinFlow Unified Sampler."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Times in place of the preset's, from TwinFlow Schedule. Denoise then comes from there, too.",
+                ),
+                io.Sampler.Input(
+                    "sampler", optional=True, tooltip="A sampler in place of the preset's, from TwinFlow Unified Sampler."
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def execute(cls, model, positive, latent_image, preset, seed, cfg, denoise, negative=None, sigmas=None, sampler=None) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, latent_image, preset, seed, cfg, denoise, negative=None, sigmas=None, sampler=None
+    ) -> io.NodeOutput:
         if negative is None:
             if cfg != 1:
                 raise ValueError(f"cfg is {cfg}, which needs a negative prompt; connect one, or set cfg to 1")
@@ -79,7 +113,17 @@ def sample_latent(model, positive, negative, latent, sigmas, sampler, seed, cfg)
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     latent["samples"] = comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, positive, negative, samples,
-        noise_mask=latent.get("noise_mask"), callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-    )  # fmt: skip
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
     return latent

@@ -96,8 +96,10 @@ def check_model(base, times: Tensor) -> None:
         logging.warning(
             "[TwinFlow] a node before the sampler (ModelSamplingSD3, ModelSamplingAuraFlow or the like) makes %s hear its time "
             "times %g; it was trained with times %g. The image will be wrong: remove or bypass that node",
-            name, heard, expected,
-        )  # fmt: skip
+            name,
+            heard,
+            expected,
+        )
 
 
 def expected_scale(base) -> float | None:
@@ -110,9 +112,12 @@ def expected_scale(base) -> float | None:
 def warn_if_deaf(base, told: Times, style: str) -> None:
     """A model that hears t alone cannot tell a jump to r from the velocity at t."""
     if told.rule == "off" and style != "multi":
-        advice = "right for a TwinFlow LoRA without an embedder" if style == "few" else "a TwinFlow LoRA needs the folded time here"
+        advice = (
+            "right for a TwinFlow LoRA without an embedder" if style == "few" else "a TwinFlow LoRA needs the folded time here"
+        )
         logging.log(
             logging.INFO if style == "few" else logging.WARNING,
-            "[TwinFlow] %s hears the time t alone, not the target of the step: %s (TwinFlow LoRA Loader or TwinFlow Model Patch)",
-            type(base).__name__, advice,
-        )  # fmt: skip
+            "[TwinFlow] %s hears the time t alone, not the step's target: %s (TwinFlow LoRA Loader or TwinFlow Model Patch)",
+            type(base).__name__,
+            advice,
+        )

@@ -25,9 +25,13 @@ def denoised(times: Tensor, denoise: float) -> Tensor:
 
 def denoise_input():
     return io.Float.Input(
-        "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
         tooltip="For image to image: how far up towards noise the first step starts. The number of steps stays the same.",
-    )  # fmt: skip
+    )
 
 
 class Schedule(io.ComfyNode):
@@ -40,22 +44,51 @@ class Schedule(io.ComfyNode):
             description="The times that the sampler visits, from noise (1) to the image (0).",
             inputs=[
                 io.Combo.Input(
-                    "preset", options=[*PRESETS, CUSTOM], default=DEFAULT_PRESET,
-                    tooltip="The published schedule for so many steps; 'custom' uses the settings below. Pick the sampler style that goes with it: few for 1, 2 and 4 steps, any for 8, multi for 30.",
+                    "preset",
+                    options=[*PRESETS, CUSTOM],
+                    default=DEFAULT_PRESET,
+                    tooltip=(
+                        "The published schedule for so many steps; 'custom' uses the settings below. Pick the sampler "
+                        "style that goes with it: few for 1, 2 and 4 steps, any for 8, multi for 30."
+                    ),
                 ),
                 io.Int.Input("steps", default=2, min=1, max=1000, tooltip="Custom: the number of steps."),
-                io.Float.Input("start_gap", default=0.001, min=0.0, max=0.999, step=0.001, round=0.0001, tooltip="Custom: the first time is 1 minus this."),
                 io.Float.Input(
-                    "end_gap", default=0.6, min=0.0, max=1.0, step=0.01, round=0.0001,
+                    "start_gap",
+                    default=0.001,
+                    min=0.0,
+                    max=0.999,
+                    step=0.001,
+                    round=0.0001,
+                    tooltip="Custom: the first time is 1 minus this.",
+                ),
+                io.Float.Input(
+                    "end_gap",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
                     tooltip="Custom: the last time before 0, so the length of the last step. 0 spreads the steps evenly.",
                 ),
-                io.Float.Input("warp_a", default=1.0, min=0.01, max=10.0, step=0.01, tooltip="Custom: a of the warp (1-(1-s^a)^b)^c; 1, 1, 1 is no warp."),
+                io.Float.Input(
+                    "warp_a",
+                    default=1.0,
+                    min=0.01,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="Custom: a of the warp (1-(1-s^a)^b)^c; 1, 1, 1 is no warp.",
+                ),
                 io.Float.Input("warp_b", default=1.0, min=0.01, max=10.0, step=0.01, tooltip="Custom: b of the warp."),
                 io.Float.Input("warp_c", default=1.0, min=0.01, max=10.0, step=0.01, tooltip="Custom: c of the warp."),
                 denoise_input(),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom, SamplerCustomAdvanced and the TwinFlow Sampler.")],
-        )  # fmt: skip
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="For SamplerCustom, SamplerCustomAdvanced and the TwinFlow Sampler."
+                )
+            ],
+        )
 
     @classmethod
     def execute(cls, preset, steps, start_gap, end_gap, warp_a, warp_b, warp_c, denoise) -> io.NodeOutput:

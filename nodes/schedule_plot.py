@@ -22,7 +22,12 @@ class SchedulePlot(io.ComfyNode):
             description="Draws the times of a schedule, and the target of every step.",
             inputs=[
                 io.Sigmas.Input("sigmas", tooltip="From TwinFlow Schedule, or any other scheduler."),
-                io.Combo.Input("style", options=list(STYLES), default="few", tooltip="The sampler's style, which decides where each step aims."),
+                io.Combo.Input(
+                    "style",
+                    options=list(STYLES),
+                    default="few",
+                    tooltip="The sampler's style, which decides where each step aims.",
+                ),
                 io.Int.Input("width", default=768, min=256, max=4096, step=16, tooltip="Width of the image in pixels."),
                 io.Int.Input("height", default=512, min=256, max=4096, step=16, tooltip="Height of the image in pixels."),
             ],

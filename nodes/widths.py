@@ -20,7 +20,11 @@ def count(shape, block: str) -> int:
 
 
 def qwen_image(shape) -> dict:
-    (head,), (inner,), (text,) = shape("transformer_blocks.0.attn.norm_q.weight"), shape("img_in.bias"), shape("txt_norm.weight")
+    (head,), (inner,), (text,) = (
+        shape("transformer_blocks.0.attn.norm_q.weight"),
+        shape("img_in.bias"),
+        shape("txt_norm.weight"),
+    )
     (out,) = shape("proj_out.bias")
     if (head, inner, text, out) == (128, 3072, 3584, 64):
         return {}

@@ -10,7 +10,12 @@ HOW = "apt install chromium; npm install --prefix ~/.cache/twinflow playwright-c
 
 
 def chromium() -> str | None:
-    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 def playwright() -> Path | None:
@@ -23,7 +28,11 @@ def playwright() -> Path | None:
 
 def missing() -> str | None:
     """What the browser test lacks, in one line; None where it can run."""
-    lacks = [name for name, there in (("chromium", chromium()), ("node", shutil.which("node")), ("playwright-core", playwright())) if not there]
+    lacks = [
+        name
+        for name, there in (("chromium", chromium()), ("node", shutil.which("node")), ("playwright-core", playwright()))
+        if not there
+    ]
     return f"no {', '.join(lacks)}: {HOW}" if lacks else None
 
 
@@ -33,7 +42,9 @@ def task(server, folder: Path, seconds: float = 300, **what) -> dict:
         raise RuntimeError(lacks)
     file = folder / "task.json"
     file.write_text(json.dumps({"url": server.url, "chromium": chromium(), "playwright": str(playwright()), **what}))
-    done = subprocess.run(["node", str(Path(__file__).with_name("browser.mjs")), str(file)], capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(
+        ["node", str(Path(__file__).with_name("browser.mjs")), str(file)], capture_output=True, text=True, timeout=seconds
+    )
     if done.returncode:
         raise RuntimeError(f"the browser failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     lines = done.stdout.strip().splitlines()

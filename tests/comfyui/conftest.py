@@ -71,12 +71,15 @@ def comfy(comfyui, tmp_path_factory):
     torch.set_num_threads(1)
     import comfyui_version
     import folder_paths
+
     import nodes
 
     for name in ("diffusion_models", "loras", "prompts", "vae_approx"):
         Path(folder_paths.models_dir, name).mkdir(parents=True, exist_ok=True)
     for extra in EXTRAS:
-        assert asyncio.run(nodes.load_custom_node(str(comfyui / "comfy_extras" / f"nodes_{extra}.py"), module_parent="comfy_extras"))
+        assert asyncio.run(
+            nodes.load_custom_node(str(comfyui / "comfy_extras" / f"nodes_{extra}.py"), module_parent="comfy_extras")
+        )
     assert asyncio.run(nodes.load_custom_node(str(REPOSITORY))), "ComfyUI refused the pack"
     gguf = comfyui / "custom_nodes" / "ComfyUI-GGUF"
     sys.argv = argv

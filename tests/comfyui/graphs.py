@@ -1,4 +1,4 @@
-"""The shared workflows as graphs: what `make_workflows.py` hands to the frontend, which writes workflows/*.json in its own format."""
+"""The shared workflows as graphs: `make_workflows.py` hands them to the frontend, which writes workflows/*.json."""
 
 HF = "https://huggingface.co"
 QWEN = f"""**Text encoder** `qwen_2.5_vl_7b_fp8_scaled.safetensors` -> `models/text_encoders`
@@ -10,8 +10,9 @@ from [azazeal2/TwinFlow-Z-Image-Turbo-repacked]({HF}/azazeal2/TwinFlow-Z-Image-T
 **VAE** `ae.safetensors` -> `models/vae`
 Both from [Comfy-Org/z_image_turbo]({HF}/Comfy-Org/z_image_turbo) (`split_files`). Needs ComfyUI 0.3.74."""
 CONVERTED = f"""**Model** `TwinFlow-Qwen-Image-v1.0.safetensors` -> `models/diffusion_models`
-The folder `TwinFlow-Qwen-Image-v1.0` of [inclusionAI/TwinFlow]({HF}/inclusionAI/TwinFlow) as one file: the release is a sharded
-diffusers folder, see "Files" in the README. A GGUF of [Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF]({HF}/Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF) works as well: pick it in the loader."""
+The folder `TwinFlow-Qwen-Image-v1.0` of [inclusionAI/TwinFlow]({HF}/inclusionAI/TwinFlow) as one file: the release is a
+sharded diffusers folder, see "Files" in the README. A GGUF of
+[Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF]({HF}/Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF) works as well: pick it in the loader."""
 CAT = "a red panda reading a newspaper in a cafe, morning light"
 
 
@@ -64,107 +65,142 @@ def qwen_image_2step():
 
 
 def qwen_image_lora():
-    return f"""# Qwen-Image with a TwinFlow LoRA
+    return (
+        f"""# Qwen-Image with a TwinFlow LoRA
 **Model** `qwen_image_fp8_e4m3fn.safetensors` -> `models/diffusion_models`
 {QWEN}
-**LoRA** `qwen-image-lora.safetensors` -> `models/loras`: from `python -m trainer.lora --model qwen-image`, trained with the folded
-time. The loader reads from it how the model hears the times and how to sample it. An adapter, which has a second time
-embedder, goes into the TwinFlow Model Loader instead.""", {
-        "model": node("UNETLoader", unet_name="qwen_image_fp8_e4m3fn.safetensors", weight_dtype="default"),
-        "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="qwen-image-lora.safetensors", strength=1.0),
-        **QWEN_TEXT,
-        "latent": empty(),
-        "sample": sample(["lora", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-        **finish("qwen_image_vae.safetensors", "twinflow_qwen_lora"),
-    }
+**LoRA** `qwen-image-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time.
+The loader reads from it how the model hears the times and how to sample it. An adapter, which has a second time
+embedder, goes into the TwinFlow Model Loader instead.""",
+        {
+            "model": node("UNETLoader", unet_name="qwen_image_fp8_e4m3fn.safetensors", weight_dtype="default"),
+            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="qwen-image-lora.safetensors", strength=1.0),
+            **QWEN_TEXT,
+            "latent": empty(),
+            "sample": sample(["lora", 0], ["prompt", 0], ["latent", 0], "4 steps"),
+            **finish("qwen_image_vae.safetensors", "twinflow_qwen_lora"),
+        },
+    )
 
 
 def qwen_image_edit():
-    return f"""# Qwen-Image-Edit with a TwinFlow adapter
+    return (
+        f"""# Qwen-Image-Edit with a TwinFlow adapter
 **Model** `qwen_image_edit_2509_fp8_e4m3fn.safetensors` -> `models/diffusion_models`
 from [Comfy-Org/Qwen-Image-Edit_ComfyUI]({HF}/Comfy-Org/Qwen-Image-Edit_ComfyUI) (`split_files`)
 **Adapter** `qwen-image-edit-lora.safetensors` -> `models/loras`: LoRA and second time embedder in one file, from our trainer
-{QWEN}""", {
-        "model": load("qwen_image_edit_2509_fp8_e4m3fn.safetensors", "qwen-image-edit-lora.safetensors"),
-        "image": PICTURE,
-        "scaled": node("ImageScaleToTotalPixels", image=["image", 0], upscale_method="lanczos", megapixels=1.0),
-        "vae": node("VAELoader", vae_name="qwen_image_vae.safetensors"),
-        "clip": QWEN_TEXT["clip"],
-        "prompt": node("TextEncodeQwenImageEdit", clip=["clip", 0], vae=["vae", 0], image=["scaled", 0], prompt="make it a pencil drawing"),
-        "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
-        "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-        **{k: v for k, v in finish("qwen_image_vae.safetensors", "twinflow_edit").items() if k != "vae"},
-    }
+{QWEN}""",
+        {
+            "model": load("qwen_image_edit_2509_fp8_e4m3fn.safetensors", "qwen-image-edit-lora.safetensors"),
+            "image": PICTURE,
+            "scaled": node("ImageScaleToTotalPixels", image=["image", 0], upscale_method="lanczos", megapixels=1.0),
+            "vae": node("VAELoader", vae_name="qwen_image_vae.safetensors"),
+            "clip": QWEN_TEXT["clip"],
+            "prompt": node(
+                "TextEncodeQwenImageEdit",
+                clip=["clip", 0],
+                vae=["vae", 0],
+                image=["scaled", 0],
+                prompt="make it a pencil drawing",
+            ),
+            "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
+            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
+            **{k: v for k, v in finish("qwen_image_vae.safetensors", "twinflow_edit").items() if k != "vae"},
+        },
+    )
 
 
 def z_image_2step():
     schedule = dict(preset="2 steps", steps=2, start_gap=0.001, end_gap=0.6, warp_a=1.0, warp_b=1.0, warp_c=1.0, denoise=1.0)
-    return f"# Z-Image Turbo in 2 steps, in core's own sampling nodes\n{Z}\n\nSchedule and style go together: few for 1, 2 and 4 steps, any for 8, multi for 30.", {
-        "model": Z_MODEL,
-        **Z_TEXT,
-        "guider": node("BasicGuider", model=["model", 0], conditioning=["prompt", 0]),
-        "schedule": node("TwinFlowSchedule", **schedule),
-        "plot": node("TwinFlowSchedulePlot", sigmas=["schedule", 0], style="few", width=768, height=512),
-        "sampler": node("TwinFlowUnifiedSampler", style="few", order="1", noise="constant", stochasticity=1.0, extrapolation=0.0),
-        "noise": node("RandomNoise", noise_seed=42),
-        "latent": empty(),
-        "sample": node(
-            "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["sampler", 0], sigmas=["schedule", 0],
-            latent_image=["latent", 0],
-        ),
-        **finish("ae.safetensors", "twinflow_z"),
-    }  # fmt: skip
+    return (
+        f"# Z-Image Turbo in 2 steps, in core's own sampling nodes\n{Z}\n\n"
+        "Schedule and style go together: few for 1, 2 and 4 steps, any for 8, multi for 30.",
+        {
+            "model": Z_MODEL,
+            **Z_TEXT,
+            "guider": node("BasicGuider", model=["model", 0], conditioning=["prompt", 0]),
+            "schedule": node("TwinFlowSchedule", **schedule),
+            "plot": node("TwinFlowSchedulePlot", sigmas=["schedule", 0], style="few", width=768, height=512),
+            "sampler": node(
+                "TwinFlowUnifiedSampler", style="few", order="1", noise="constant", stochasticity=1.0, extrapolation=0.0
+            ),
+            "noise": node("RandomNoise", noise_seed=42),
+            "latent": empty(),
+            "sample": node(
+                "SamplerCustomAdvanced",
+                noise=["noise", 0],
+                guider=["guider", 0],
+                sampler=["sampler", 0],
+                sigmas=["schedule", 0],
+                latent_image=["latent", 0],
+            ),
+            **finish("ae.safetensors", "twinflow_z"),
+        },
+    )
 
 
 def sd35_lora():
     clips = ("clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors")
-    return f"""# SD3.5 with a TwinFlow LoRA
+    return (
+        f"""# SD3.5 with a TwinFlow LoRA
 **Model** `sd3.5_medium.safetensors` -> `models/diffusion_models`
 **VAE** `sd3.5_vae.safetensors` -> `models/vae` (the release's `vae/diffusion_pytorch_model.safetensors`, renamed)
 from [stabilityai/stable-diffusion-3.5-medium]({HF}/stabilityai/stable-diffusion-3.5-medium)
 **Text encoders** `{clips[0]}`, `{clips[1]}`, `{clips[2]}` -> `models/text_encoders`
 from [Comfy-Org/stable-diffusion-3.5-fp8]({HF}/Comfy-Org/stable-diffusion-3.5-fp8) (`text_encoders`)
-**LoRA** `sd3.5-lora.safetensors` -> `models/loras`: from `python -m trainer.lora --model sd3.5`
+**LoRA** `sd3.5-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time
 
-TwinFlow Model Patch shows how the model hears the times; set it to folded for a LoRA whose file does not say so.""", {
-        "model": node("UNETLoader", unet_name="sd3.5_medium.safetensors", weight_dtype="default"),
-        "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="sd3.5-lora.safetensors", strength=1.0),
-        "patch": node("TwinFlowModelPatch", model=["lora", 0], times="folded (t - r/2)", branch="real"),
-        "clip": node("TripleCLIPLoader", clip_name1=clips[0], clip_name2=clips[1], clip_name3=clips[2]),
-        "prompt": node("CLIPTextEncode", clip=["clip", 0], text=CAT),
-        "latent": empty(),
-        "sample": sample(["patch", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-        **finish("sd3.5_vae.safetensors", "twinflow_sd35"),
-    }
+TwinFlow Model Patch shows how the model hears the times; set it to folded for a LoRA whose file does not say so.""",
+        {
+            "model": node("UNETLoader", unet_name="sd3.5_medium.safetensors", weight_dtype="default"),
+            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="sd3.5-lora.safetensors", strength=1.0),
+            "patch": node("TwinFlowModelPatch", model=["lora", 0], times="folded (t - r/2)", branch="real"),
+            "clip": node("TripleCLIPLoader", clip_name1=clips[0], clip_name2=clips[1], clip_name3=clips[2]),
+            "prompt": node("CLIPTextEncode", clip=["clip", 0], text=CAT),
+            "latent": empty(),
+            "sample": sample(["patch", 0], ["prompt", 0], ["latent", 0], "4 steps"),
+            **finish("sd3.5_vae.safetensors", "twinflow_sd35"),
+        },
+    )
 
 
 def img2img():
-    return f"# Image to image with Z-Image Turbo\n{Z}\n\nDenoise says how far the picture may move; the number of steps stays the same.", {
-        "model": Z_MODEL,
-        **Z_TEXT,
-        "image": PICTURE,
-        "latent": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
-        "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps", 0.6),
-        **finish("ae.safetensors", "twinflow_img2img"),
-    }
+    return (
+        f"# Image to image with Z-Image Turbo\n{Z}\n\n"
+        "Denoise says how far the picture may move; the number of steps stays the same.",
+        {
+            "model": Z_MODEL,
+            **Z_TEXT,
+            "image": PICTURE,
+            "latent": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
+            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps", 0.6),
+            **finish("ae.safetensors", "twinflow_img2img"),
+        },
+    )
 
 
 def inpaint():
-    return f"# Inpainting with Z-Image Turbo\n{Z}\n\nRight-click the image and open the mask editor to paint what is to be drawn anew.", {
-        "model": Z_MODEL,
-        **Z_TEXT,
-        "image": PICTURE,
-        "encoded": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
-        "latent": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["image", 1]),
-        "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-        **finish("ae.safetensors", "twinflow_inpaint"),
-    }
+    return (
+        f"# Inpainting with Z-Image Turbo\n{Z}\n\n"
+        "Right-click the image and open the mask editor to paint what is to be drawn anew.",
+        {
+            "model": Z_MODEL,
+            **Z_TEXT,
+            "image": PICTURE,
+            "encoded": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
+            "latent": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["image", 1]),
+            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
+            **finish("ae.safetensors", "twinflow_inpaint"),
+        },
+    )
 
 
 def compare_steps():
     graph = {"model": Z_MODEL, **Z_TEXT, "latent": empty(), "vae": node("VAELoader", vae_name="ae.safetensors")}
     for steps in (1, 2, 4, 8):
-        graph[f"sample{steps}"] = sample(["model", 0], ["prompt", 0], ["latent", 0], "1 step" if steps == 1 else f"{steps} steps")
+        graph[f"sample{steps}"] = sample(
+            ["model", 0], ["prompt", 0], ["latent", 0], "1 step" if steps == 1 else f"{steps} steps"
+        )
         graph[f"decode{steps}"] = node("VAEDecode", samples=[f"sample{steps}", 0], vae=["vae", 0])
     row = dict(direction="right", match_image_size=True, spacing_width=0, spacing_color="white")
     graph["left"] = node("ImageStitch", image1=["decode1", 0], image2=["decode2", 0], **row)
@@ -183,19 +219,34 @@ def digits():
         "latent": node("VAEEncode", pixels=["empty", 0], vae=["vae", 0]),
         "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "2 steps"),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
-        "large": node("ImageScale", image=["decode", 0], upscale_method="nearest-exact", width=256, height=256, crop="disabled"),
+        "large": node(
+            "ImageScale", image=["decode", 0], upscale_method="nearest-exact", width=256, height=256, crop="disabled"
+        ),
         "save": node("SaveImage", images=["large", 0], filename_prefix="twinflow_digit"),
     }
-    return """# Handwritten digits, on any CPU
+    return (
+        """# Handwritten digits, on any CPU
 Train them with `make demo` (minutes), then put three files of `runs/digits-lora`:
 **Model** `base.safetensors` -> `models/diffusion_models`
 **Adapter** `digits-lora.safetensors` -> `models/loras`
 **Prompts** `prompts.safetensors` -> `models/prompts` (make the folder)
 
-No text encoder and no VAE: the prompts are cached, and the latents are the pixels. Change the prompt to any digit.""", graph
+No text encoder and no VAE: the prompts are cached, and the latents are the pixels. Change the prompt to any digit.""",
+        graph,
+    )
 
 
 WORKFLOWS = {
     f.__name__: f
-    for f in (qwen_image_2step, qwen_image_lora, qwen_image_edit, z_image_2step, sd35_lora, img2img, inpaint, compare_steps, digits)
+    for f in (
+        qwen_image_2step,
+        qwen_image_lora,
+        qwen_image_edit,
+        z_image_2step,
+        sd35_lora,
+        img2img,
+        inpaint,
+        compare_steps,
+        digits,
+    )
 }

@@ -14,7 +14,12 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "9.9.9", "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.InstalledVersion": "9.9.9",
+    "Comfy.Minimap.Visible": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -51,9 +56,21 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = base / "log.txt"
         command = [
-            sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base),
-            "--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--preview-method", "latent2rgb",
-        ]  # fmt: skip
+            sys.executable,
+            "main.py",
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(base),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-auto-launch",
+            "--preview-method",
+            "latent2rgb",
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -104,7 +121,10 @@ class Server:
         import aiohttp
 
         client, outcome = uuid.uuid4().hex, Outcome()
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket,
+        ):
             status, answer = await asyncio.to_thread(self.post, "/prompt", {"prompt": graph, "client_id": client})
             if status != 200:
                 raise ValueError(json.dumps(answer))

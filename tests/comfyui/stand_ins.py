@@ -59,7 +59,9 @@ def write_vaes(folder: Path) -> None:
     import comfy.taesd.taesd
 
     torch.manual_seed(0)
-    wan = comfy.ldm.wan.vae.WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True])
+    wan = comfy.ldm.wan.vae.WanVAE(
+        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True]
+    )
     tiny.save({k: filled(v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
     tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
     for name in ("ae", "sd3.5_vae"):

@@ -132,4 +132,6 @@ def test_save_and_load_again(load, sample, run, comfy):
         node.execute(**inputs)
     else:
         node().save(**inputs)
-    assert torch.allclose(sample(run("TwinFlowModelLoader", model_name="saved_00001_.safetensors")[0]), sample(load("a")), atol=1e-5)
+    assert torch.allclose(
+        sample(run("TwinFlowModelLoader", model_name="saved_00001_.safetensors")[0]), sample(load("a")), atol=1e-5
+    )

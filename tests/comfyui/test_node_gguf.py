@@ -6,7 +6,9 @@ import pytest
 import tiny
 import torch
 
-gguf = pytest.importorskip("gguf", reason="no 'gguf' package: GGUF files are refused with a line, see the last test of test_node_loading")
+gguf = pytest.importorskip(
+    "gguf", reason="no 'gguf' package: GGUF files are refused with a line, see the last test of test_node_loading"
+)
 WIDE = dict(width=128, head=32, layers=1, text=64)
 
 
@@ -73,8 +75,10 @@ def test_plain_gguf_with_an_embedder_file(models, run, weights):
     extra = tiny.save({k: v for k, v in weights.items() if k not in plain}, comfy_loras(models) / "embedder.safetensors")
     model, report = run("TwinFlowModelLoader", model_name=file, adapter=extra)
     assert "from embedder.safetensors" in report
-    assert torch.equal(model.model.diffusion_model.state_dict()["time_text_embed_2.timestep_embedder.linear_1.bias"].float(),
-                       weights["time_text_embed_2.timestep_embedder.linear_1.bias"])  # fmt: skip
+    assert torch.equal(
+        model.model.diffusion_model.state_dict()["time_text_embed_2.timestep_embedder.linear_1.bias"].float(),
+        weights["time_text_embed_2.timestep_embedder.linear_1.bias"],
+    )
 
 
 def comfy_loras(models):

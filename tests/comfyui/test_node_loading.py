@@ -1,4 +1,4 @@
-"""Files as they are met: every prefix, adapters, embedder files, GGUF; and those that must be refused, with a line that helps."""
+"""Files as they are met: every prefix, adapters, embedder files; and those that must be refused, with a line that helps."""
 
 import pytest
 import tiny
@@ -28,7 +28,11 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("prefix", ["", "transformer.", "model.diffusion_model.", "diffusion_model.", "extended_weights."])
 def test_prefixes(golden, models, run, prefix):
     bare = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
-    model, report = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights, prefix=prefix, name="worn"), weight_dtype="float32")
+    model, report = run(
+        "TwinFlowModelLoader",
+        model_name=golden.write(models, golden.weights, prefix=prefix, name="worn"),
+        weight_dtype="float32",
+    )
     assert same(weights_of(model), weights_of(bare))
     assert tiny.NAMES[golden.name] in report and "missing: none" in report
 
@@ -52,7 +56,9 @@ def test_plain_file_gets_a_plain_model(golden, models, run, comfy):
 def test_plain_base_with_an_embedder_equals_the_whole_file(golden, models, run, source):
     whole = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
     base = golden.write(models, golden.plain, name="base")
-    extra = golden.write(models, golden.second if source == "bare embedder" else golden.weights, name="extra", prefix="diffusion_model.")
+    extra = golden.write(
+        models, golden.second if source == "bare embedder" else golden.weights, name="extra", prefix="diffusion_model."
+    )
     model, report = run("TwinFlowModelLoader", model_name=base, adapter=extra, weight_dtype="float32")
     assert same(weights_of(model), weights_of(whole))
     assert "from " + extra in report
@@ -63,7 +69,9 @@ def test_adapter_reads_only_what_it_needs(golden, models, run, comfy, monkeypatc
     base, extra = golden.write(models, golden.plain, name="base"), golden.write(models, golden.weights, name="extra")
     files, asked = comfy.part("nodes.model_files"), {}
     original = files.load
-    monkeypatch.setattr(files, "load", lambda path, keys: asked.setdefault(path.rpartition("/")[2], list(keys)) and original(path, keys))
+    monkeypatch.setattr(
+        files, "load", lambda path, keys: asked.setdefault(path.rpartition("/")[2], list(keys)) and original(path, keys)
+    )
     run("TwinFlowModelLoader", model_name=base, adapter=extra)
     assert sorted(asked[extra]) == sorted(golden.second)
 
@@ -89,7 +97,13 @@ def test_adapter_of_the_trainer(comfy, run, models):
 
 def trainer_metadata(time: str) -> dict[str, str]:
     sampler = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5], "warp": [1, 1, 1]}]'
-    return {"format": "pt", "twinflow.version": "0.1.0", "twinflow.time": time, "twinflow.base_model": "digits", "twinflow.sampler": sampler}
+    return {
+        "format": "pt",
+        "twinflow.version": "0.1.0",
+        "twinflow.time": time,
+        "twinflow.base_model": "digits",
+        "twinflow.sampler": sampler,
+    }
 
 
 def patched(model, weights, parts):
@@ -99,7 +113,9 @@ def patched(model, weights, parts):
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     now = model.model.diffusion_model.state_dict()
     for module, (a, b) in parts.items():
-        torch.testing.assert_close(now[f"{module}.weight"].float(), weights[f"{module}.weight"].float() + b @ a, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            now[f"{module}.weight"].float(), weights[f"{module}.weight"].float() + b @ a, rtol=1e-4, atol=1e-5
+        )
     model.detach()
 
 
@@ -109,7 +125,16 @@ def test_dtypes(golden, models, run, dtype):
     names = {"fp8_e4m3fn": torch.float8_e4m3fn}
     assert next(model.model.diffusion_model.parameters()).dtype == names.get(dtype, getattr(torch, dtype, None))
     latent = {"samples": torch.zeros_like(golden.tensors["x"][:1])}
-    out = run("TwinFlowSampleLatent", model=model, positive=golden.conditioning(), latent_image=latent, preset="2 steps", seed=1, cfg=1.0, denoise=1.0)
+    out = run(
+        "TwinFlowSampleLatent",
+        model=model,
+        positive=golden.conditioning(),
+        latent_image=latent,
+        preset="2 steps",
+        seed=1,
+        cfg=1.0,
+        denoise=1.0,
+    )
     assert out[0]["samples"].isfinite().all()
 
 
@@ -147,7 +172,9 @@ def test_wrong_adapters_are_refused(golden, models, run, comfy):
     refused(run, f"{lora}.*TwinFlow LoRA Loader", model_name=base, adapter=lora)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"GGUF\x03\x00\x00\x00", b'\x02\x00\x00\x00\x00\x00\x00\x00{}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 7, b"\xff" * 64, b"GGUF\x03\x00\x00\x00", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"]
+)
 @pytest.mark.parametrize("ending", ["safetensors", "gguf"])
 def test_garbage_is_refused(models, run, content, ending):
     (models / f"garbage.{ending}").write_bytes(content)
@@ -156,10 +183,15 @@ def test_garbage_is_refused(models, run, content, ending):
 
 def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
-    refused(run, "sd1.safetensors: is no Qwen-Image, Z-Image or SD3.5 model .*input_blocks.0.weight", model_name="sd1.safetensors")
+    refused(
+        run, "sd1.safetensors: is no Qwen-Image, Z-Image or SD3.5 model .*input_blocks.0.weight", model_name="sd1.safetensors"
+    )
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "C:\\x.safetensors", "x.ckpt", "x.pt", "none.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "C:\\x.safetensors", "x.ckpt", "x.pt", "none.safetensors"],
+)
 def test_hostile_names_are_refused(run, name):
     refused(run, "refused|not there", model_name=name)
 

@@ -13,10 +13,35 @@ LAYOUTS = {
     "kohya": "lora_unet_{}.lora_{}.weight",
 }
 MODULES = {
-    "qwen": ("attn.to_q", "attn.add_v_proj", "attn.to_out.0", "img_mlp.net.0.proj", "img_mod.1", "timestep_embedder.linear_1", "img_in"),
-    "zimage": ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1", "t_embedder.mlp.0", "all_x_embedder.2-1"),
-    "sd3": ("attn.to_q", "attn.add_k_proj", "attn2.to_v", "attn.to_out.0", "ff.net.2", "norm1_context.linear", "norm_out.linear", "text_embedder.linear_2"),
-}  # fmt: skip
+    "qwen": (
+        "attn.to_q",
+        "attn.add_v_proj",
+        "attn.to_out.0",
+        "img_mlp.net.0.proj",
+        "img_mod.1",
+        "timestep_embedder.linear_1",
+        "img_in",
+    ),
+    "zimage": (
+        "attention.to_q",
+        "attention.to_k",
+        "attention.to_v",
+        "attention.to_out.0",
+        "feed_forward.w1",
+        "t_embedder.mlp.0",
+        "all_x_embedder.2-1",
+    ),
+    "sd3": (
+        "attn.to_q",
+        "attn.add_k_proj",
+        "attn2.to_v",
+        "attn.to_out.0",
+        "ff.net.2",
+        "norm1_context.linear",
+        "norm_out.linear",
+        "text_embedder.linear_2",
+    ),
+}
 
 
 @pytest.fixture(params=list(tiny.NAMES))
@@ -29,7 +54,11 @@ def golden(request, comfy, goldens):
 def base(golden, comfy, run):
     """Plain, as core's loader gives it."""
     weights = {k: v.float() for k, v in native(golden, comfy, golden.plain).items()}
-    return run("UNETLoader", unet_name=golden.write(comfy.models / "diffusion_models", weights, name="lora_base"), weight_dtype="default")[0]
+    return run(
+        "UNETLoader",
+        unet_name=golden.write(comfy.models / "diffusion_models", weights, name="lora_base"),
+        weight_dtype="default",
+    )[0]
 
 
 def native(golden, comfy, tensors):
@@ -44,7 +73,9 @@ def written(golden, comfy, parts, layout, *, alpha=None, extra=None, metadata=No
         tensors[LAYOUTS[layout].format(name, down)], tensors[LAYOUTS[layout].format(name, up)] = a, b
         if alpha:
             tensors[LAYOUTS[layout].split("{}.lora")[0] + name + ".alpha"] = torch.tensor(alpha)
-    return golden.write(comfy.models / "loras", tensors | (extra or {}), name=f"lora_{layout.replace(' ', '_')}", metadata=metadata)
+    return golden.write(
+        comfy.models / "loras", tensors | (extra or {}), name=f"lora_{layout.replace(' ', '_')}", metadata=metadata
+    )
 
 
 def patched(patcher):
@@ -61,7 +92,9 @@ def expected(golden, comfy, parts, strength, scale=1.0):
     """Merged in the file's own layout, then converted: the LoRA's slices are judged by the converter."""
     weights = {k: v.float() for k, v in golden.plain.items()}
     for module, (a, b) in parts.items():
-        weights[f"{module}.weight"] = weights[f"{module}.weight"] + strength * scale * (b @ a).reshape(weights[f"{module}.weight"].shape)
+        weights[f"{module}.weight"] = weights[f"{module}.weight"] + strength * scale * (b @ a).reshape(
+            weights[f"{module}.weight"].shape
+        )
     return native(golden, comfy, weights)
 
 
@@ -71,7 +104,9 @@ def test_layout_is_applied_whole(golden, base, comfy, run, layout):
     assert len(parts) > len(MODULES[golden.name]) - 1
     alpha = 1.0 if layout == "kohya" else None
     before = patched(base)
-    model, report = run("TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, layout, alpha=alpha), strength=0.7)
+    model, report = run(
+        "TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, layout, alpha=alpha), strength=0.7
+    )
     assert f"applied: {len(parts)}, dropped: 0" in report
     wanted, got = expected(golden, comfy, parts, 0.7, 0.5 if alpha else 1.0), patched(model)
     for key, value in wanted.items():
@@ -89,13 +124,19 @@ def test_native_names(golden, base, comfy, run):
 
 def test_dropped_modules_are_named(golden, base, comfy, run):
     parts = tiny.lora(golden.plain, MODULES[golden.name])
-    stray = {"transformer.no_such_module.lora_A.weight": torch.zeros(2, 4), "transformer.no_such_module.lora_B.weight": torch.zeros(4, 2)}
+    stray = {
+        "transformer.no_such_module.lora_A.weight": torch.zeros(2, 4),
+        "transformer.no_such_module.lora_B.weight": torch.zeros(4, 2),
+    }
     _, report = run("TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, "transformer", extra=stray))
     assert "dropped: 1" in report and "no_such_module" in report
 
 
 def test_zero_applied_is_an_error(golden, base, comfy, run):
-    stray = {"transformer.no_such_module.lora_A.weight": torch.zeros(2, 4), "transformer.no_such_module.lora_B.weight": torch.zeros(4, 2)}
+    stray = {
+        "transformer.no_such_module.lora_A.weight": torch.zeros(2, 4),
+        "transformer.no_such_module.lora_B.weight": torch.zeros(4, 2),
+    }
     file = golden.write(comfy.models / "loras", stray, name="stray")
     with pytest.raises(ValueError, match=f"{file}: none of its 1 modules fits.*no_such_module"):
         run("TwinFlowLoraLoader", model=base, lora_name=file)

@@ -84,14 +84,25 @@ def test_sampler(golden, comfy, run, two_times, folded, lora, monkeypatch):
     for name, case in sampling_cases(golden, lora):
         gaps, warp = case["rfba_gap_steps"], case["time_dist_ctrl"]
         sigmas = run(
-            "TwinFlowSchedule", preset="custom", steps=case["sampling_steps"], start_gap=gaps[0], end_gap=gaps[1],
-            warp_a=warp[0], warp_b=warp[1], warp_c=warp[2], denoise=1.0,
-        )[0]  # fmt: skip
+            "TwinFlowSchedule",
+            preset="custom",
+            steps=case["sampling_steps"],
+            start_gap=gaps[0],
+            end_gap=gaps[1],
+            warp_a=warp[0],
+            warp_b=warp[1],
+            warp_c=warp[2],
+            denoise=1.0,
+        )[0]
         style = "multi" if case["style"] == "mul" else case["style"]
         sampler = run(
-            "TwinFlowUnifiedSampler", style=style, order=str(case["sampling_order"]), noise="constant",
-            stochasticity=case["stochast_ratio"], extrapolation=case["extrapol_ratio"],
-        )[0]  # fmt: skip
+            "TwinFlowUnifiedSampler",
+            style=style,
+            order=str(case["sampling_order"]),
+            noise="constant",
+            stochasticity=case["stochast_ratio"],
+            extrapolation=case["extrapol_ratio"],
+        )[0]
         guider = run("BasicGuider", model=model, conditioning=golden.conditioning(slice(0, 2)))[0]
         latent = {"samples": torch.zeros_like(golden.tensors["x"])}
         noise = tiny.FixedNoise(golden.tensors["x"])

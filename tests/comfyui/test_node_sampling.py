@@ -1,4 +1,4 @@
-"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; reproducible, and told when they are wrong."""
+"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; and told when they are wrong."""
 
 import logging
 
@@ -15,7 +15,11 @@ def golden(request, comfy, goldens):
 
 @pytest.fixture
 def model(golden, comfy, run):
-    return run("TwinFlowModelLoader", model_name=golden.write(comfy.models / "diffusion_models", golden.weights, name="two"), weight_dtype="float32")[0]
+    return run(
+        "TwinFlowModelLoader",
+        model_name=golden.write(comfy.models / "diffusion_models", golden.weights, name="two"),
+        weight_dtype="float32",
+    )[0]
 
 
 @pytest.fixture
@@ -23,7 +27,9 @@ def sample(run, model, golden):
     def sample(latent=None, *, model=model, seed=3, cfg=1.0, preset="4 steps", denoise=1.0, positive=None, **more):
         latent = latent or empty(golden)
         positive = positive or golden.conditioning()
-        inputs = dict(model=model, positive=positive, latent_image=latent, preset=preset, seed=seed, cfg=cfg, denoise=denoise, **more)
+        inputs = dict(
+            model=model, positive=positive, latent_image=latent, preset=preset, seed=seed, cfg=cfg, denoise=denoise, **more
+        )
         return run("TwinFlowSampleLatent", **inputs)[0]["samples"]
 
     return sample
@@ -38,8 +44,25 @@ def image(golden, batch=1):
 
 
 def custom_parts(run, style="few", stochasticity=1.0, preset="4 steps", denoise=1.0, order="1", extrapolation=0.0):
-    sigmas = run("TwinFlowSchedule", preset=preset, steps=1, start_gap=0.0, end_gap=0.0, warp_a=1.0, warp_b=1.0, warp_c=1.0, denoise=denoise)[0]
-    sampler = run("TwinFlowUnifiedSampler", style=style, order=order, noise="constant", stochasticity=stochasticity, extrapolation=extrapolation)[0]
+    sigmas = run(
+        "TwinFlowSchedule",
+        preset=preset,
+        steps=1,
+        start_gap=0.0,
+        end_gap=0.0,
+        warp_a=1.0,
+        warp_b=1.0,
+        warp_c=1.0,
+        denoise=denoise,
+    )[0]
+    sampler = run(
+        "TwinFlowUnifiedSampler",
+        style=style,
+        order=order,
+        noise="constant",
+        stochasticity=stochasticity,
+        extrapolation=extrapolation,
+    )[0]
     return {"sampler": sampler, "sigmas": sigmas}
 
 
@@ -50,7 +73,17 @@ def close(a, b, tolerance=1e-4):
 def test_one_node_equals_the_custom_graph(run, model, golden, sample):
     """TwinFlow Sampler, SamplerCustom and SamplerCustomAdvanced: the same latent."""
     parts, prompt, latent = custom_parts(run), golden.conditioning(), empty(golden)
-    custom = run("SamplerCustom", model=model, add_noise=True, noise_seed=3, cfg=1.0, positive=prompt, negative=prompt, latent_image=latent, **parts)[0]
+    custom = run(
+        "SamplerCustom",
+        model=model,
+        add_noise=True,
+        noise_seed=3,
+        cfg=1.0,
+        positive=prompt,
+        negative=prompt,
+        latent_image=latent,
+        **parts,
+    )[0]
     guider = run("CFGGuider", model=model, positive=prompt, negative=prompt, cfg=1.0)[0]
     noise = run("RandomNoise", noise_seed=3)[0]
     advanced = run("SamplerCustomAdvanced", noise=noise, guider=guider, latent_image=latent, **parts)[0]
@@ -81,7 +114,9 @@ def test_global_random_state_does_not_matter(sample):
 def count_calls(model, rows):
     """A clone whose calls note how many rows they had."""
     model = model.clone()
-    model.set_model_unet_function_wrapper(lambda apply, a: rows.append(len(a["input"])) or apply(a["input"], a["timestep"], **a["c"]))
+    model.set_model_unet_function_wrapper(
+        lambda apply, a: rows.append(len(a["input"])) or apply(a["input"], a["timestep"], **a["c"])
+    )
     return model
 
 
@@ -99,7 +134,10 @@ def test_guidance(run, model, golden, sample, tokens, batch):
     rows = []
     got = sample(empty(golden, batch), model=count_calls(model, rows), cfg=3.0, preset="1 step", negative=negative)
     assert sum(rows) == 2 * batch
-    cond, uncond = sample(empty(golden, batch), preset="1 step"), sample(empty(golden, batch), preset="1 step", positive=negative)
+    cond, uncond = (
+        sample(empty(golden, batch), preset="1 step"),
+        sample(empty(golden, batch), preset="1 step", positive=negative),
+    )
     assert close(got, uncond + 3 * (cond - uncond), 1e-3)
 
 
@@ -134,7 +172,10 @@ def test_shapes(golden, sample, size):
 def test_image_to_image_stays_near(golden, sample):
     """The lower the denoise, the nearer the image; none at all returns it."""
     latent = image(golden)
-    away = [(sample(latent, denoise=d, preset="8 steps").reshape(latent["samples"].shape) - latent["samples"]).pow(2).mean() for d in (0.0, 0.05, 0.9)]
+    away = [
+        (sample(latent, denoise=d, preset="8 steps").reshape(latent["samples"].shape) - latent["samples"]).pow(2).mean()
+        for d in (0.0, 0.05, 0.9)
+    ]
     assert away[0] == 0 and away[0] < away[1] < away[2]
 
 
@@ -142,7 +183,14 @@ def test_split_schedule_equals_the_whole(run, model, golden):
     """Two nodes, the second without noise, in place of one (no fresh noise, so nothing is drawn twice)."""
     parts = custom_parts(run, "any", 0.0, "8 steps")
     high, low = run("SplitSigmas", sigmas=parts["sigmas"], step=3)
-    common = dict(model=model, noise_seed=3, cfg=1.0, positive=golden.conditioning(), negative=golden.conditioning(), sampler=parts["sampler"])
+    common = dict(
+        model=model,
+        noise_seed=3,
+        cfg=1.0,
+        positive=golden.conditioning(),
+        negative=golden.conditioning(),
+        sampler=parts["sampler"],
+    )
     whole = run("SamplerCustom", add_noise=True, latent_image=empty(golden), sigmas=parts["sigmas"], **common)[0]
     first = run("SamplerCustom", add_noise=True, latent_image=empty(golden), sigmas=high, **common)[0]
     second = run("SamplerCustom", add_noise=False, latent_image=first, sigmas=low, **common)[0]
@@ -154,14 +202,18 @@ def test_split_schedule_equals_the_whole(run, model, golden):
 def test_every_option_runs(run, golden, sample, style, order):
     for noise, share in (("constant", 0.0), ("constant", 0.5), ("sde", 0.0), ("sde, first step kept", 0.0)):
         parts = custom_parts(run, style, share, "4 steps", 1.0, order, 0.3)
-        parts["sampler"] = run("TwinFlowUnifiedSampler", style=style, order=order, noise=noise, stochasticity=share, extrapolation=0.3)[0]
+        parts["sampler"] = run(
+            "TwinFlowUnifiedSampler", style=style, order=order, noise=noise, stochasticity=share, extrapolation=0.3
+        )[0]
         assert sample(**parts).isfinite().all()
 
 
 def test_multi_equals_core_euler(run, model, golden):
     """Style multi without fresh noise is the Euler method."""
     parts = custom_parts(run, "multi", 0.0, "30 steps")
-    common = dict(model=model, add_noise=True, noise_seed=3, cfg=1.0, positive=golden.conditioning(), negative=golden.conditioning())
+    common = dict(
+        model=model, add_noise=True, noise_seed=3, cfg=1.0, positive=golden.conditioning(), negative=golden.conditioning()
+    )
     latent = image(golden)  # not empty: both then start from the same scaled noise
     ours = run("SamplerCustom", latent_image=latent, **common, **parts)[0]["samples"]
     euler = run("KSamplerSelect", sampler_name="euler")[0]
@@ -209,9 +261,20 @@ def test_previews_and_progress(model, golden, run, monkeypatch):
         prompt, noise = golden.conditioning(), torch.randn(1, 16, 8, 8)
         latent = comfy.sample.fix_empty_latent_channels(model, torch.zeros(1, 16, 8, 8))
         out = comfy.samplers.sample(
-            model, noise.reshape(latent.shape), prompt, prompt, 1.0, model.load_device, parts["sampler"], parts["sigmas"], model.model_options,
-            latent_image=latent, callback=lambda i, data, x, total: seen.append((i, total, data)), disable_pbar=True, seed=1,
-        )  # fmt: skip
+            model,
+            noise.reshape(latent.shape),
+            prompt,
+            prompt,
+            1.0,
+            model.load_device,
+            parts["sampler"],
+            parts["sigmas"],
+            model.model_options,
+            latent_image=latent,
+            callback=lambda i, data, x, total, seen=seen: seen.append((i, total, data)),
+            disable_pbar=True,
+            seed=1,
+        )
         assert [(i, n) for i, n, _ in seen] == [(i, steps) for i in range(steps)]
         assert close(model.model.process_latent_out(seen[-1][2]), out)
 
@@ -255,7 +318,9 @@ def test_patch_off_is_the_plain_model(run, golden, comfy, model, sample):
     off = run("TwinFlowModelPatch", model=model, times="off", branch="real")[0]
     layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
     weights = {k: v.float() for k, v in layout.to_native(golden.plain).items()}
-    plain = run("UNETLoader", unet_name=golden.write(comfy.models / "diffusion_models", weights, name="off"), weight_dtype="default")[0]
+    plain = run(
+        "UNETLoader", unet_name=golden.write(comfy.models / "diffusion_models", weights, name="off"), weight_dtype="default"
+    )[0]
     assert torch.equal(sample(model=off, preset="8 steps"), sample(model=plain, preset="8 steps"))
     assert not close(sample(preset="8 steps"), sample(model=plain, preset="8 steps"), 1e-3)
     with pytest.raises(ValueError, match="no second time embedder"):

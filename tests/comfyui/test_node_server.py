@@ -7,9 +7,15 @@ from safetensors.torch import save_file
 from server import Server
 
 IDS = {
-    "TwinFlowModelLoader", "TwinFlowLoraLoader", "TwinFlowModelPatch", "TwinFlowCachedPrompt", "TwinFlowSchedule",
-    "TwinFlowUnifiedSampler", "TwinFlowSampleLatent", "TwinFlowSchedulePlot",
-}  # fmt: skip
+    "TwinFlowModelLoader",
+    "TwinFlowLoraLoader",
+    "TwinFlowModelPatch",
+    "TwinFlowCachedPrompt",
+    "TwinFlowSchedule",
+    "TwinFlowUnifiedSampler",
+    "TwinFlowSampleLatent",
+    "TwinFlowSchedulePlot",
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,11 @@ def server(comfyui, tmp_path_factory):
         second = tiny.second_embedder(weights)
         save_file(weights, server.models / "diffusion_models" / "plain.safetensors")
         save_file(weights | second, server.models / "diffusion_models" / "two.safetensors")
-        save_file({"a.embeds": torch.randn(2, 64)}, server.models / "prompts" / "prompts.safetensors", {"twinflow.prompts": '{"a": "a three"}'})
+        save_file(
+            {"a.embeds": torch.randn(2, 64)},
+            server.models / "prompts" / "prompts.safetensors",
+            {"twinflow.prompts": '{"a": "a three"}'},
+        )
         server.wait()
         yield server
     finally:
@@ -31,14 +41,25 @@ def server(comfyui, tmp_path_factory):
 
 def graph(model="two.safetensors", *, preset="4 steps", seed=1, size=8) -> dict:
     return {
-        "1": {"class_type": "TwinFlowModelLoader", "inputs": {"model_name": model, "adapter": "none", "adapter_strength": 1.0, "weight_dtype": "default"}},
+        "1": {
+            "class_type": "TwinFlowModelLoader",
+            "inputs": {"model_name": model, "adapter": "none", "adapter_strength": 1.0, "weight_dtype": "default"},
+        },
         "2": {"class_type": "TwinFlowCachedPrompt", "inputs": {"file": "prompts.safetensors", "prompt": "a"}},
         "3": {"class_type": "EmptyImage", "inputs": {"width": size, "height": size, "batch_size": 1, "color": 0x808080}},
         "4": {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}},
         "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["4", 0]}},
         "6": {
             "class_type": "TwinFlowSampleLatent",
-            "inputs": {"model": ["1", 0], "positive": ["2", 0], "latent_image": ["5", 0], "preset": preset, "seed": seed, "cfg": 1.0, "denoise": 1.0},
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "latent_image": ["5", 0],
+                "preset": preset,
+                "seed": seed,
+                "cfg": 1.0,
+                "denoise": 1.0,
+            },
         },
         "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["4", 0]}},
         "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "digit"}},
@@ -98,7 +119,10 @@ def test_interrupt_stops_within_one_call(server):
     outcome = server.run(graph(seed=6, preset="30 steps", size=256), on_progress=stop)
     assert outcome.of("execution_interrupted"), outcome.events[-1]
     assert max(seen) <= 4
-    again = server.run(graph(seed=5, preset="30 steps", size=64) | {"9": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "again"}}})
+    again = server.run(
+        graph(seed=5, preset="30 steps", size=64)
+        | {"9": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "again"}}}
+    )
     images = [server.image(o["images"][0]) for o in (before.outputs["8"], again.outputs["9"])]
     assert pixels(images[0]) == pixels(images[1])
 

@@ -60,7 +60,10 @@ def test_every_widget_has_a_value_that_core_accepts(server):
         graph = workflow.prompt(workflow.read(name))
         info = server.get("/object_info")
         for node in graph.values():
-            spec = {**info[node["class_type"]]["input"].get("required", {}), **info[node["class_type"]]["input"].get("optional", {})}
+            spec = {
+                **info[node["class_type"]]["input"].get("required", {}),
+                **info[node["class_type"]]["input"].get("optional", {}),
+            }
             assert set(node["inputs"]) <= set(spec), (name, node["class_type"])
             assert set(info[node["class_type"]]["input"].get("required", {})) <= set(node["inputs"]), (name, node["class_type"])
 
@@ -98,4 +101,5 @@ def test_in_a_browser(server, tmp_path):
     shutil.copy(shot, ARTEFACTS / "browser.png")
     assert [i for i in found["images"] if i["filename"].startswith("twinflow_digit")]
     assert "SaveImage" in found["shown"], "the page shows no picture"
+    assert "TwinFlowModelLoader" in found["texts"], "the loader's report is not shown below the node"
     assert set(found["types"]) == {n["type"] for n in workflow.read("digits")["nodes"]}

@@ -63,18 +63,29 @@ def check(golden, trained, run, model, mode):
     wanted = load_file(trained / "expected.safetensors")
     for style, (steps, gap) in SETTINGS.items():
         sigmas = run(
-            "TwinFlowSchedule", preset="custom", steps=steps, start_gap=0.001, end_gap=gap,
-            warp_a=1.0, warp_b=1.0, warp_c=1.0, denoise=1.0,
-        )[0]  # fmt: skip
+            "TwinFlowSchedule",
+            preset="custom",
+            steps=steps,
+            start_gap=0.001,
+            end_gap=gap,
+            warp_a=1.0,
+            warp_b=1.0,
+            warp_c=1.0,
+            denoise=1.0,
+        )[0]
         sampler = run("TwinFlowUnifiedSampler", style=style, order="1", noise="constant", stochasticity=0.0, extrapolation=0.0)[
             0
         ]
         guider = run("BasicGuider", model=model, conditioning=golden.conditioning(slice(0, 2)))[0]
         x = golden.tensors["x"]
         out = run(
-            "SamplerCustomAdvanced", noise=tiny.FixedNoise(x), guider=guider, sampler=sampler, sigmas=sigmas,
+            "SamplerCustomAdvanced",
+            noise=tiny.FixedNoise(x),
+            guider=guider,
+            sampler=sampler,
+            sigmas=sigmas,
             latent_image={"samples": torch.zeros_like(x)},
-        )[0]  # fmt: skip
+        )[0]
         got, want = model.model.process_latent_in(out["samples"]).reshape(x.shape), wanted[f"{golden.name}_{mode}/{style}"]
         assert (got - want).abs().max() <= TOLERANCE * want.abs().max(), (mode, style, (got - want).abs().max())
 

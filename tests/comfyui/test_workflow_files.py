@@ -55,7 +55,13 @@ def test_note_names_every_file(name):
     """Each carries a note with the exact file names and folders."""
     read = workflow.read(name)
     note = "\n".join(str(v) for n in read["nodes"] if n["type"] in workflow.NOTES for v in n["widgets_values"])
-    files = {v for n in read["nodes"] if n["type"] not in workflow.NOTES for v in (n.get("widgets_values") or []) if str(v).endswith(".safetensors")}
+    files = {
+        v
+        for n in read["nodes"]
+        if n["type"] not in workflow.NOTES
+        for v in (n.get("widgets_values") or [])
+        if str(v).endswith(".safetensors")
+    }
     assert files
     for file in files:
         assert f"`{file}` -> `models/" in note or (f"`{file}`" in note and "models/text_encoders" in note), file

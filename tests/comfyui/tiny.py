@@ -105,14 +105,22 @@ def second_embedder(weights: dict[str, torch.Tensor], seed: int = 1) -> dict[str
     """A random second time embedder of the shapes of the first (Qwen-Image names)."""
     g = torch.Generator().manual_seed(seed)
     first = {k: v for k, v in weights.items() if k.startswith("time_text_embed.")}
-    return {k.replace("embed.", "embed_2.", 1): torch.randn(v.shape, generator=g) / v.shape[-1] ** 0.5 for k, v in first.items()}
+    return {
+        k.replace("embed.", "embed_2.", 1): torch.randn(v.shape, generator=g) / v.shape[-1] ** 0.5 for k, v in first.items()
+    }
 
 
 def lora(weights: dict[str, torch.Tensor], modules: tuple[str, ...], rank: int = 2, seed: int = 2) -> dict[str, tuple]:
     """module -> (lora_A, lora_B) for every 2-D weight whose name ends in one of the modules."""
     g = torch.Generator().manual_seed(seed)
-    found = {k[: -len(".weight")]: v.shape for k, v in weights.items() if k.endswith(tuple(f"{m}.weight" for m in modules)) and v.ndim == 2}
-    return {k: (torch.randn(rank, s[1], generator=g) * 0.3, torch.randn(s[0], rank, generator=g) * 0.3) for k, s in found.items()}
+    found = {
+        k[: -len(".weight")]: v.shape
+        for k, v in weights.items()
+        if k.endswith(tuple(f"{m}.weight" for m in modules)) and v.ndim == 2
+    }
+    return {
+        k: (torch.randn(rank, s[1], generator=g) * 0.3, torch.randn(s[0], rank, generator=g) * 0.3) for k, s in found.items()
+    }
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path, metadata=None) -> str:

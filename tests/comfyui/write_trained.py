@@ -2,7 +2,7 @@
 
     python tests/comfyui/write_trained.py GOLDENS FOLDER      (in an interpreter with the trainer's requirements)
 
-For every backbone that ComfyUI has and every mode: two TwinFlow steps on the tiny golden model, FOLDER/<name>_<mode>.safetensors
+For every backbone that ComfyUI has and every mode: two TwinFlow steps on the tiny golden model, <name>_<mode>.safetensors
 as trainer.lora or trainer.full would write it, and expected.safetensors with samples from that file, read back.
 """
 
@@ -30,7 +30,7 @@ MODES = {
     "lora": dict(mode="lora", time="fold", rank=2, alpha=3.0, targets="all"),
     "full": dict(mode="full"),
 }
-SAMPLINGS = {"few": Sampling(2, "few"), "any": Sampling(4, "any"), "multi": Sampling(4, "multi", end_gap=0.1)}
+SAMPLINGS = {"few": Sampling(2, "few", end_gap=0.6), "any": Sampling(4, "any"), "multi": Sampling(4, "multi", end_gap=0.1)}
 
 
 def plain(backbone, config, weights):
