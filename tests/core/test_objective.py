@@ -141,6 +141,20 @@ def test_terms_are_detached_and_named_by_role():
     assert loss.total.item() == pytest.approx((by_role + GUIDED.rectify * loss.terms["rectify"]).item())
 
 
+@pytest.mark.parametrize(
+    "changed", [dict(rectify=0.0), dict(reach=0.5), dict(roles=dict(multi_step=1, any_step=1, fake=1))], ids=str
+)
+def test_rectification_needs_its_weight_the_full_reach_and_one_step_rows(changed):
+    assert "rectify" not in step(settings=replace(GUIDED, **changed)).terms
+
+
+def test_guidance_leaves_the_target_it_is_given_alone():
+    x, cond, uncond = batch(4)
+    target, t = x.clone(), torch.full((4,), 0.5, dtype=x.dtype)
+    pushed = objective.guided(target, Net(), x, t, t > 0, cond, uncond, GUIDED)
+    assert torch.equal(target, x) and not torch.equal(pushed, x)
+
+
 OTHER = dict(
     roles=dict(one_step=1, multi_step=1, few_step=1, fake=1),
     order=3,

@@ -89,12 +89,14 @@ def replay(id, case, tensors, data, *, tools, roles, weights, trained, shadow, b
         elif rate == 1:
             guide = network(base)
         x, c, e = (data[f"data/b{batch}/s{k}/{n}"].to(dtype) for n in ("x", "c0", "e0"))
-        draws = draws_of(tools.part(tensors, prefix + "draw/"), roles, x)
+        drawn = tools.part(tensors, prefix + "draw/")
+        draws = draws_of(drawn, roles, x)
         check_times(where, tensors, prefix, roles, draws, ours, batch)
         kept = x.clone()
         student = network(weights(trained))
         loss = objective.loss(student, x, (c,), (e,), ours, roles, draws, teacher=teacher, guide=guide)
         assert torch.equal(x, kept), where
+        assert ("rectify" in loss.terms) == ("dm_z" in drawn), where  # drawn only for a rectification
         tools.check_step(where, loss.total, trained, tensors, prefix, names)
     return len(case["steps"])
 
