@@ -1,5 +1,6 @@
 """Model files on disk, safetensors and GGUF, looked at before a tensor is read.  Nothing is ever unpickled."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -94,13 +95,39 @@ class ModelFile:
 
 
 def open_file(path: str) -> ModelFile:
-    """Raises WeightsError with one line for a file that is cut off, damaged, or of a type that cannot be read."""
+    """Any shard of a sharded file stands for all of them.
+
+    Raises WeightsError with one line for a file that is cut off, damaged, or of a type that cannot be read.
+    """
     if path.lower().endswith(".gguf"):
         header = gguf_files.read_header(path)
         return model_file(path, header.dtypes, header.metadata, header.read)
-    header = read_header(path)
-    dtypes = {key: dtype for key, (dtype, _) in header.tensors.items()}
-    return model_file(path, dtypes, header.metadata, lambda keys, unpack: load(path, keys))
+    headers = {shard: read_header(shard) for shard in shards(path)}
+    home = {key: shard for shard, header in headers.items() for key in header.tensors}
+    dtypes = {key: dtype for header in headers.values() for key, (dtype, _) in header.tensors.items()}
+    metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
+
+    def read(keys: list[str], unpack: bool) -> dict[str, Tensor]:
+        tensors = {}
+        for shard in headers:
+            if here := [key for key in keys if home[key] == shard]:
+                tensors |= load(shard, here)
+        return tensors
+
+    return model_file(path, dtypes, metadata, read)
+
+
+def shards(path: str) -> list[str]:
+    """All files of a diffusers release that is cut into name-00001-of-00009.safetensors and so on; else the path alone."""
+    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path)
+    if not cut:
+        return [path]
+    name, of, ending = cut.groups()
+    every = [f"{name}-{i:05}-of-{of}{ending}" for i in range(1, int(of) + 1)]
+    if missing := [Path(shard).name for shard in every if not Path(shard).is_file()]:
+        lacks = f"{len(missing)} of its {len(every)} shards are not beside it: {', '.join(missing[:3])}"
+        raise WeightsError(f"{Path(path).name}: {lacks}. Fetch them")
+    return every
 
 
 def model_file(path: str, dtypes: dict[str, str], metadata: dict[str, str], read) -> ModelFile:

@@ -17,7 +17,7 @@ const context = await chromium.launchPersistentContext(profile, {
 try {
   const page = context.pages()[0] ?? (await context.newPage());
   await page.goto(task.url, { waitUntil: 'domcontentloaded' });
-  await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: 120000 });
+  await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: 400000 });
   await page.waitForTimeout(2000);
   for (const one of task.export ?? []) await exportWorkflow(page, one);
   if (task.drop) console.log(JSON.stringify(await dropAndRun(page, task.drop)));
@@ -89,7 +89,7 @@ async function dropAndRun(page, { workflow, shot, seconds }) {
   const wanted = JSON.parse(text).nodes.length;
   await page.dispatchEvent('#graph-canvas', 'dragover', { dataTransfer: drop, clientX: 700, clientY: 500 });
   await page.dispatchEvent('#graph-canvas', 'drop', { dataTransfer: drop, clientX: 700, clientY: 500 });
-  await page.waitForFunction((n) => window.app.graph.nodes.length === n, wanted, { timeout: 20000 });
+  await page.waitForFunction((n) => window.app.graph.nodes.length === n, wanted, { timeout: 120000 });
   await page.waitForTimeout(1000);
   const ended = page.evaluate(
     (ms) =>

@@ -36,7 +36,7 @@ def missing() -> str | None:
     return f"no {', '.join(lacks)}: {HOW}" if lacks else None
 
 
-def task(server, folder: Path, seconds: float = 300, **what) -> dict:
+def task(server, folder: Path, seconds: float = 900, **what) -> dict:
     """Hand the browser a task (see browser.mjs) and return what it found."""
     if lacks := missing():
         raise RuntimeError(lacks)

@@ -10,9 +10,9 @@ from [azazeal2/TwinFlow-Z-Image-Turbo-repacked]({HF}/azazeal2/TwinFlow-Z-Image-T
 **VAE** `ae.safetensors` -> `models/vae`
 Both from [Comfy-Org/z_image_turbo]({HF}/Comfy-Org/z_image_turbo) (`split_files`). Needs ComfyUI 0.3.74."""
 CONVERTED = f"""**Model** `TwinFlow-Qwen-Image-v1.0.safetensors` -> `models/diffusion_models`
-The folder `TwinFlow-Qwen-Image-v1.0` of [inclusionAI/TwinFlow]({HF}/inclusionAI/TwinFlow) as one file: the release is a
-sharded diffusers folder, see "Files" in the README. A GGUF of
-[Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF]({HF}/Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF) works as well: pick it in the loader."""
+The folder `TwinFlow-Qwen-Image-v1.0` of [inclusionAI/TwinFlow]({HF}/inclusionAI/TwinFlow) as one file, or as it is:
+put the release's folder there and pick any of its shards.
+A GGUF works as well: [Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF]({HF}/Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF)"""
 CAT = "a red panda reading a newspaper in a cafe, morning light"
 
 

@@ -76,7 +76,7 @@ class Server:
                 command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
             )
 
-    def wait(self, seconds: float = 120):
+    def wait(self, seconds: float = 600):
         end = time.time() + seconds
         while time.time() < end:
             if self.process.poll() is not None:
@@ -113,7 +113,7 @@ class Server:
     def image(self, image: dict) -> bytes:
         return self.get("/view?" + urllib.parse.urlencode(image))
 
-    def run(self, graph: dict, *, on_progress=None, seconds: float = 180) -> Outcome:
+    def run(self, graph: dict, *, on_progress=None, seconds: float = 600) -> Outcome:
         """Queue the graph and follow it to its end.  on_progress(event) is called for every progress message."""
         return asyncio.run(asyncio.wait_for(self.follow(graph, on_progress), seconds))
 

@@ -138,6 +138,18 @@ def test_dtypes(golden, models, run, dtype):
     assert out[0]["samples"].isfinite().all()
 
 
+def test_shards_are_one_file(golden, models, run):
+    """A release cut into shards, as diffusers writes it: any shard stands for all; a missing one is named."""
+    whole = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
+    items = list(golden.weights.items())
+    for i in range(3):
+        tiny.save(dict(items[i::3]), models / f"{golden.name}_cut-{i + 1:05}-of-00003.safetensors")
+    name = f"{golden.name}_cut-00002-of-00003.safetensors"
+    assert same(weights_of(run("TwinFlowModelLoader", model_name=name, weight_dtype="float32")[0]), weights_of(whole))
+    (models / f"{golden.name}_cut-00003-of-00003.safetensors").unlink()
+    refused(run, "1 of its 3 shards", model_name=name)
+
+
 def refused(run, match, **inputs):
     with pytest.raises(ValueError, match=match) as error:
         run("TwinFlowModelLoader", **inputs)
