@@ -1,5 +1,6 @@
 """The real diffusers models of every family, as small as they come, saved in the layout in which they are published."""
 
+import inspect
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,12 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainer.backbones import qwen_image, sana, sd3, z_image
+from trainer.backbones import qwen_image, qwen_image_edit, sana, sd3, z_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
     "qwen-image": (qwen_image.BACKBONE, "qwen"),
+    "qwen-image-edit": (qwen_image_edit.BACKBONE, "qwen"),
     "z-image": (z_image.BACKBONE, "zimage"),
     "sd3.5": (sd3.BACKBONE, "sd3"),
     "sana": (sana.BACKBONE, "sana"),
@@ -71,8 +73,9 @@ def bytes_vocabulary(end=""):
 
 def qwen_tokenizer():
     tokenizer = transformers.Qwen2Tokenizer(vocab=bytes_vocabulary(), merges=[])
+    names = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
     tokenizer.add_special_tokens(
-        {"pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]},
+        {"pad_token": "<|endoftext|>", "additional_special_tokens": [f"<|{name}|>" for name in names]},
     )
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
@@ -105,7 +108,10 @@ def qwen_vl(width):
         max_position_embeddings=2048, eos_token_id=256, bos_token_id=256,
     )  # fmt: skip
     vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=width, fullatt_block_indexes=[0])
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, vision_start_token_id=259, vision_end_token_id=260, image_token_id=261,
+        video_token_id=262,
+    )  # fmt: skip
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -174,6 +180,10 @@ def published(family, folder):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         parts = text_parts(family) | dict(vae=autoencoder(family), transformer=family.plain())
+    if family.backbone.name == "qwen-image-edit":  # a processor for pictures alone: see qwen_image_edit.Processor
+        pictures = transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 84)
+        pictures.save_pretrained(folder / "processor")
+        parts["processor"] = None
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     if family.backbone.name == "sana":
         scheduler = diffusers.DPMSolverMultistepScheduler()
@@ -182,6 +192,8 @@ def published(family, folder):
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipeline.save_pretrained(folder)
+    if family.backbone.name == "qwen-image-edit":
+        pipeline.processor = qwen_image_edit.Processor(pictures, pipeline.tokenizer)
     return SimpleNamespace(folder=folder, pipeline=pipeline)
 
 
@@ -189,3 +201,17 @@ def published(family, folder):
 def whole(family, tmp_path_factory):
     """folder: a whole tiny model as diffusers saves it.  pipeline: the same in memory."""
     return published(family, tmp_path_factory.mktemp(family.backbone.name))
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["2509", "2511"])
+def edit(request):
+    """Qwen-Image-Edit, with zero_cond_t for 2511."""
+    if request.param and "zero_cond_t" not in inspect.signature(diffusers.QwenImageTransformer2DModel.__init__).parameters:
+        pytest.skip("this diffusers has no zero_cond_t")
+    config = json.loads((GOLDENS / "qwen.json").read_text())["config"]
+    return made(qwen_image_edit.BACKBONE, config | ({"zero_cond_t": True} if request.param else {}))
+
+
+@pytest.fixture(scope="session")
+def edit_whole(edit, tmp_path_factory):
+    return published(edit, tmp_path_factory.mktemp("edit"))

@@ -21,7 +21,7 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
     """The pipeline encodes all prompts at once, padded; ours come one by one, without padding."""
     pipe, name = whole.pipeline, family.backbone.name
     with torch.no_grad():
-        if name == "qwen-image":
+        if name.startswith("qwen-image"):
             embeds, mask = pipe.encode_prompt(PROMPTS)
         elif name == "z-image":
             rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
@@ -37,7 +37,7 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
             embeds, mask = torch.cat([embeds, nothing[:1]]), torch.cat([mask, nothing_mask[:1]])
     for i, prompt in enumerate(encoded):
         row = embeds[i]
-        if name in ("qwen-image", "sana") and mask is not None:
+        if name in ("qwen-image", "qwen-image-edit", "sana") and mask is not None:
             row = row[mask[i].bool()]
         elif name == "z-image":
             row = rows[i]
@@ -73,7 +73,7 @@ def test_a_batch_of_prompts_goes_through_the_transformer(family, whole, encoded)
 def reference_latents(pipe, name, x):
     vae = pipe.vae
     with torch.no_grad():
-        if name == "qwen-image":
+        if name.startswith("qwen-image"):
             z = vae.encode(x.unsqueeze(2)).latent_dist.mode()
             mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
             return ((z - mean) / std)[:, :, 0]
@@ -93,6 +93,8 @@ def test_latents_are_those_of_the_pipeline(family, whole):
 def test_decoding_is_the_pipeline_s(family, whole):
     """The pipeline asked for its latents, then for its picture."""
     pipe, name = whole.pipeline, family.backbone.name
+    if name == "qwen-image-edit":
+        pytest.skip("the autoencoder is Qwen-Image's, and the pipeline always starts from a picture of a megapixel")
     side = 64
     pipe.set_progress_bar_config(disable=True)
     options = dict(prompt="a cat", height=side, width=side, num_inference_steps=1)

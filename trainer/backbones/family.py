@@ -3,6 +3,7 @@
 Prompts are encoded by the encode_prompt of diffusers' own pipeline, of which only the text encoders are loaded.
 """
 
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -35,9 +36,13 @@ class TextEncoder:
         self.pipeline, self.encode = pipeline, encode
 
     @torch.no_grad()
-    def encode_text(self, prompts: list[str]) -> list[Prompt]:
-        """Embeddings without padding, on the CPU; "" is the unconditional prompt."""
-        made = [self.encode(self.pipeline, text) for text in prompts]
+    def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None) -> list[Prompt]:
+        """Embeddings without padding, on the CPU; "" is the unconditional prompt.
+
+        references: for an edit model, the pictures (3, H, W) in [-1, 1] that belong to each prompt.
+        """
+        seen = [()] * len(prompts) if references is None else [(pictures,) for pictures in references]
+        made = [self.encode(self.pipeline, text, *pictures) for text, pictures in zip(prompts, seen, strict=True)]
         return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
 
 
@@ -60,6 +65,8 @@ class Family:
     pipeline_class: str
     vae_class: str
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    flags: tuple[str, ...] = ()  # settings without which the transformer is another: not every diffusers has them
+    markers: tuple[str, ...] = ()  # tensors of a file that say something of the model and are not its weights
     presets: dict[str, str]  # of LoRA targets: names of linear layers, as a regular expression of the full name
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
@@ -67,17 +74,25 @@ class Family:
         source = source or self.repository
         tensors, folder = sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
         tensors = self.from_file(tensors)
-        if folder:
-            config = sources.read_config(folder)
-            if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
-                raise TrainerError(f"model source {source!r}: is a {found}; expected a {self.transformer_class} ({self.name})")
-        else:
-            try:
-                config = self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
-            except (KeyError, ValueError):
-                found = ", ".join(list(tensors)[:4])
-                raise TrainerError(f"model source {source!r}: is no {self.name} transformer (found {found}, ...)") from None
-        return sources.build(getattr(diffusers, self.transformer_class), config, tensors, dtype, source)
+        config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
+        if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
+            raise TrainerError(f"model source {source!r}: is a {found}; expected a {self.transformer_class} ({self.name})")
+        cls = getattr(diffusers, self.transformer_class)
+        for flag in self.flags:
+            if config.get(flag) and flag not in inspect.signature(cls.__init__).parameters:
+                raise TrainerError(
+                    f"model source {source!r}: needs {flag}, which diffusers {diffusers.__version__} does not know; "
+                    "expected a newer one (pip install -U diffusers)"
+                )
+        own = {name: t for name, t in tensors.items() if name not in self.markers}
+        return sources.build(cls, config, own, dtype, source)
+
+    def settings_of(self, tensors: dict[str, Tensor], source: str) -> dict:
+        try:
+            return self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
+        except (KeyError, ValueError):
+            found = ", ".join(list(tensors)[:4])
+            raise TrainerError(f"model source {source!r}: is no {self.name} transformer (found {found}, ...)") from None
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         """The settings of the transformer's class, read off its tensors.  Raises KeyError for those of another model."""

@@ -1,0 +1,139 @@
+"""Qwen-Image-Edit: reference pictures as patches and in the text encoder, modulated as at time 0 in 2511."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from trainer import TrainerError
+from trainer.adapters import Trainee
+from trainer.config import Config
+from trainer.generate import generate, load_trained
+from twinflow import objective
+from twinflow.presets import OBJECTIVES, SAMPLING
+from twinflow.weights import load, save
+
+
+def pictures(rows=2, seed=5):
+    """Latents of two references of other shapes than x."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 16, 4, 6, generator=g), torch.randn(rows, 16, 8, 4, generator=g)
+
+
+def test_velocity_is_that_of_the_pipeline(edit, edit_whole):
+    """The transformer called as QwenImageEditPlusPipeline calls it."""
+    pipe, (x, (embeds, mask), _), t = edit_whole.pipeline, edit.batch(2), torch.tensor([0.8, 0.3])
+    packed = [pipe._pack_latents(z.contiguous(), 2, 16, *z.shape[2:]) for z in (x, *pictures())]
+    shapes = [(1, z.shape[2] // 2, z.shape[3] // 2) for z in (x, *pictures())]
+    old = {"txt_seq_lens": [embeds.shape[1]] * 2} if "zero_cond_t" not in pipe.transformer.config else {}
+    with torch.no_grad():
+        out = pipe.transformer(
+            hidden_states=torch.cat(packed, 1), timestep=t, encoder_hidden_states=embeds, encoder_hidden_states_mask=mask,
+            img_shapes=[shapes] * 2, return_dict=False, **old,
+        )[0][:, : packed[0].shape[1]]  # fmt: skip
+        wanted = pipe._unpack_latents(out, 64, 64, 8)[:, :, 0]
+        ours = edit.backbone.velocity(pipe.transformer, x, t, t * 0, (embeds, mask, *pictures()), time="fold")
+        blind = edit.backbone.velocity(pipe.transformer, x, t, t * 0, (embeds, mask), time="fold")
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+    assert (ours - blind).abs().max() > 1e-3, "the references are seen"
+
+
+def test_at_equal_times_the_second_embedder_changes_nothing(edit):
+    (x, cond, _), t, model = edit.batch(2), torch.tensor([0.8, 0.3]), edit.plain()
+    with torch.no_grad():
+        before = edit.backbone.velocity(model, x, t, t * 0, (*cond, *pictures()), time="fold")
+        edit.backbone.second_embedder.install(model)
+        after = edit.backbone.velocity(model, x, t, t, (*cond, *pictures()), time="two")
+        far = edit.backbone.velocity(model, x, t, t * 0, (*cond, *pictures()), time="two")
+    assert torch.equal(before, after) and not torch.equal(before, far)
+
+
+@pytest.mark.parametrize("options", [dict(mode="lora", rank=2), dict(mode="lora", time="fold", rank=2), dict(mode="full")])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_step(edit, options, checkpointing):
+    trainee = Trainee(edit.backbone, edit.plain(), Config(**options))
+    for name, p in trainee.tensors.items():
+        if ".lora_B." in name:
+            p.data += 0.01
+    if checkpointing:
+        trainee.network.model.enable_gradient_checkpointing()
+    (x, cond, uncond), references, settings = edit.batch(4), pictures(4), OBJECTIVES["twinflow"]
+    draws = objective.draw(x, settings, torch.Generator().manual_seed(2))
+    roles = objective.share_out(4, settings.roles)
+    both = ((*cond, *references), (*uncond, *references))
+    loss = objective.loss(trainee.network, x, *both, settings, roles, draws)
+    loss.total.backward()
+    assert loss.total.isfinite()
+    for name, p in trainee.network.named_parameters():
+        assert (p.grad is not None and p.grad.abs().sum() > 0) if name in trainee.tensors else p.grad is None, name
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_files(edit, mode, tmp_path):
+    """With the mark by which ComfyUI tells 2511, in full weights."""
+    source = tmp_path / "base.safetensors"
+    marks = {"__index_timestep_zero__": torch.zeros(0)} if edit.config.get("zero_cond_t") else {}
+    save_file(edit.plain().state_dict() | marks, source)
+    base = edit.backbone.load(str(source))
+    assert bool(getattr(base.config, "zero_cond_t", False)) == bool(marks)
+    trainee = Trainee(edit.backbone, base, Config(mode=mode))
+    for p in trainee.tensors.values():
+        p.data += torch.randn_like(p) * 0.05
+    path = tmp_path / "trained.safetensors"
+    save(trainee.file({n: p.detach() for n, p in trainee.tensors.items()}), path, trainee.provenance(1).to_metadata())
+    assert set(marks) <= set(load(path)) or mode == "lora"
+    back = load_trained(edit.backbone, edit.backbone.load(str(source)), path)
+    (x, cond, _), velocities = edit.batch(2), (trainee.network, back)
+    made = [generate(v, x, (*cond, *pictures()), SAMPLING[4], seed=3) for v in velocities]
+    torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-4)
+
+
+def test_from_a_folder(edit, edit_whole):
+    model = edit.backbone.load(str(edit_whole.folder))
+    assert bool(getattr(model.config, "zero_cond_t", False)) == bool(edit.config.get("zero_cond_t"))
+    assert ("__index_timestep_zero__" in model.state_dict()) == bool(edit.config.get("zero_cond_t"))
+
+
+def test_a_diffusers_without_zero_cond_t_is_named(edit, edit_whole, tmp_path, monkeypatch):
+    folder = edit_whole.folder / "transformer"
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"of_tomorrow": True}))
+    monkeypatch.setattr(type(edit.backbone), "flags", ("zero_cond_t", "of_tomorrow"))
+    with pytest.raises(TrainerError, match="needs of_tomorrow, which diffusers .* does not know"):
+        edit.backbone.load(str(tmp_path))
+
+
+def test_the_text_encoder_sees_the_pictures(edit, edit_whole):
+    """As the pipeline encodes them, and with the two-dimensional positions that Qwen2.5-VL gives to pictures."""
+    g = torch.Generator().manual_seed(0)
+    seen = [torch.rand(3, 48, 64, generator=g) * 2 - 1, torch.rand(3, 64, 64, generator=g) * 2 - 1]
+    encoder, pipe = edit.backbone.text_encoder(str(edit_whole.folder), dtype=torch.float32), edit_whole.pipeline
+    prompts = encoder.encode_text(["make it red", "make it red", ""], [seen[:1], seen, seen])
+    lengths = [len(p.embeds) for p in prompts]
+    assert lengths[0] < lengths[1] and lengths[2] == lengths[1] - len("make it red")
+    sizes = [(448, 320), (384, 384)]  # of 384 x 384 pixels, in multiples of 32
+    images = [
+        pipe.image_processor.resize(Image.fromarray(((s + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()), height, width)
+        for s, (width, height) in zip(seen, sizes)
+    ]
+    asked = {}
+    hook = lambda module, args, kwargs: asked.update(kwargs)
+    handle = pipe.text_encoder.register_forward_pre_hook(hook, with_kwargs=True)
+    with torch.no_grad():
+        flat, _ = pipe.encode_prompt("make it red", image=images)
+        handle.remove()
+        assert flat[0].shape == prompts[1].embeds.shape
+        ids = asked["input_ids"]
+        tokens = (asked["image_grid_thw"].prod(1) // 4).sum()
+        assert (ids == pipe.text_encoder.config.image_token_id).sum() == tokens
+        types = (ids == pipe.text_encoder.config.image_token_id).int()
+        positions, _ = pipe.text_encoder.model.get_rope_index(
+            ids, image_grid_thw=asked["image_grid_thw"], attention_mask=asked["attention_mask"], mm_token_type_ids=types
+        )
+        assert not torch.equal(positions[0], positions[1]), "pictures have rows and columns"
+        wanted = pipe.text_encoder(**asked, position_ids=positions).hidden_states[-1][0, 64:]
+    torch.testing.assert_close(prompts[1].embeds, wanted, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,82 @@
+"""Qwen-Image-Edit Plus, 2509 and 2511: Qwen-Image that sees one or more reference pictures.
+
+Their latents are further patches beside those of x, each picture with positions of its own: cond is (embeds, mask) and
+the latents of each reference.  The text encoder sees them, too.  2511 modulates reference patches as at time 0.
+"""
+
+import inspect
+
+import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as plus
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import BatchFeature, Qwen2VLImageProcessor
+
+from twinflow.prompts import Prompt
+
+from .family import TextEncoder, load_part
+from .qwen_image import QwenImage
+
+TIME_ZERO = "__index_timestep_zero__"  # how ComfyUI tells 2511: an empty tensor of this name in the file
+
+
+class QwenImageEdit(QwenImage):
+    name = base_model = "qwen-image-edit"
+    repository = "Qwen/Qwen-Image-Edit-2511"
+    pipeline_class = "QwenImageEditPlusPipeline"
+    flags, markers = ("zero_cond_t",), (TIME_ZERO,)
+
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
+        model = super().load(source, dtype=dtype)
+        if getattr(model.config, "zero_cond_t", False):
+            model.register_buffer(TIME_ZERO, torch.zeros(0))  # so it is in the weights file
+        return model
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
+        return super().architecture(shapes) | ({"zero_cond_t": True} if TIME_ZERO in shapes else {})
+
+    def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
+        root = self.parts_of(source, (*self.text_parts, "processor"))
+        encoder = super().text_encoder(str(root), dtype=dtype, device=device)
+        pipeline = encoder.pipeline
+        pictures = load_part(lambda: Qwen2VLImageProcessor.from_pretrained(root / "processor"), root, ("processor",))
+        pipeline.processor = Processor(pictures, pipeline.tokenizer)
+        pipeline.text_encoder.register_forward_pre_hook(tell_pictures, with_kwargs=True)
+        return encoder
+
+    def encode_prompt(self, pipeline, text: str, references: list[Tensor] = ()) -> Prompt:
+        """references: pictures (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""
+        seen = [at_condition_size(pipeline, picture) for picture in references]
+        embeds, _ = pipeline.encode_prompt(text, image=seen or None, device=pipeline.device)
+        return Prompt(text, embeds[0])
+
+
+def at_condition_size(pipeline, picture: Tensor) -> Image.Image:
+    image = Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+    width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, image.width / image.height)
+    return pipeline.image_processor.resize(image, height, width)
+
+
+class Processor:
+    """Pictures and text for the encoder.  transformers' own does the same, but wants torchvision for videos."""
+
+    def __init__(self, pictures: Qwen2VLImageProcessor, tokenizer):
+        self.pictures, self.tokenizer = pictures, tokenizer
+
+    def __call__(self, text: list[str], images: list[Image.Image] | None, **options) -> BatchFeature:
+        """Each <|image_pad|> becomes as many as its picture has tokens."""
+        seen = dict(self.pictures(images=images, return_tensors="pt")) if images else {}
+        counts = iter((seen["image_grid_thw"].prod(1) // self.pictures.merge_size**2).tolist() if images else ())
+        fill = lambda parts: parts[0] + "".join("<|image_pad|>" * next(counts) + part for part in parts[1:])
+        text = [fill(line.split("<|image_pad|>")) for line in text]
+        return BatchFeature(dict(self.tokenizer(text, **options)) | seen)
+
+
+def tell_pictures(encoder, args, kwargs):
+    """transformers 5 gives pictures their two-dimensional positions only if told where they are; the pipeline does not."""
+    if "mm_token_type_ids" in inspect.signature(encoder.forward).parameters:
+        kwargs["mm_token_type_ids"] = (kwargs["input_ids"] == encoder.config.image_token_id).int()
+    return args, kwargs
+
+
+BACKBONE = QwenImageEdit()
