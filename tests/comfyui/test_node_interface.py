@@ -51,3 +51,27 @@ def test_no_dependency_beyond_comfyui(comfy):
     """The pack is loaded; the trainer and its needs are not."""
     assert not [name for name in sys.modules if name.split(".")[0] in ("peft", "accelerate", "diffusers", "sklearn")]
     assert not [name for name in sys.modules if name == "trainer" or name.startswith((f"{comfy.root}.trainer", "trainer."))]
+
+
+def test_translations_follow_the_schemas(comfy):
+    """English says what the schemas say, word for word; Chinese has an entry for everything."""
+    folder = Path(__file__).parents[2] / "locales"
+    english, chinese = (json.loads((folder / language / "nodeDefs.json").read_text()) for language in ("en", "zh"))
+    for node in comfy.part("nodes").NODES:
+        info, node_id = node.GET_NODE_INFO_V1(), node.define_schema().node_id
+        tooltips = {k: v[1]["tooltip"] for kind in ("required", "optional") for k, v in info["input"].get(kind, {}).items()}
+        assert {k: v["tooltip"] for k, v in english[node_id]["inputs"].items()} == tooltips
+        assert english[node_id]["description"] == info["description"]
+        for language in (english, chinese):
+            assert language[node_id]["inputs"].keys() == tooltips.keys()
+            assert len(language[node_id]["outputs"]) == len(info["output_name"])
+        assert all("\u4e00" <= max(v["tooltip"]) for v in chinese[node_id]["inputs"].values())
+
+
+def test_every_node_has_its_help_page(comfy):
+    for node in comfy.part("nodes").NODES:
+        schema = node.define_schema()
+        for language in ("en", "zh"):
+            page = Path(__file__).parents[2] / "web" / "docs" / schema.node_id / f"{language}.md"
+            missing = [i.id for i in schema.inputs if i.id not in page.read_text()]
+            assert not missing, (schema.node_id, language, missing)
