@@ -23,7 +23,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from twinflow import objective  # noqa: E402
-from twinflow.objective import Objective, draw, role_times, share_out  # noqa: E402
+from twinflow.objective import Objective, draw, role_times  # noqa: E402
+from twinflow.roles import share_out  # noqa: E402
 
 TARGETS = {"forward equivalents": 0.78, "wall time": 0.80}
 SETTINGS = Objective(guidance=0.5)  # published roles 1:1:1:1, order 2, Barron, rectified

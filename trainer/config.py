@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from twinflow.objective import Objective, share_out
+from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
+from twinflow.roles import share_out
 
 from . import TrainerError
 from .backbones import BACKBONES, backbone

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from twinflow import objective as twinflow
 from twinflow.ema import EMA
 from twinflow.objective import Condition, Objective, Velocity
+from twinflow.roles import share_out
 
 from . import Diverged, Stopped, checkpoint, optimizers
 from .log import Log
@@ -189,8 +190,7 @@ class Step:
         self.job, self.network, self.accelerator, self.averages, self.seed = job, network, accelerator, averages, seed
         self.teacher, self.guide = job.teacher(averages), job.guide(averages)
         self.roles = [
-            twinflow.share_out(job.batch, job.objective.roles, part=part, parts=job.accumulation)
-            for part in range(job.accumulation)
+            share_out(job.batch, job.objective.roles, part=part, parts=job.accumulation) for part in range(job.accumulation)
         ]  # raises ValueError for a batch that cannot hold the roles
 
     def __call__(self, step: int) -> tuple[dict[str, float], float]:

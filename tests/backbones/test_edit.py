@@ -13,6 +13,7 @@ from trainer.config import Config
 from trainer.generate import generate, load_trained
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, SAMPLING
+from twinflow.roles import share_out
 from twinflow.weights import load, save
 
 
@@ -61,7 +62,7 @@ def test_one_step(edit, options, checkpointing):
         trainee.network.model.enable_gradient_checkpointing()
     (x, cond, uncond), references, settings = edit.batch(4), pictures(4), OBJECTIVES["twinflow"]
     draws = objective.draw(x, settings, torch.Generator().manual_seed(2))
-    roles = objective.share_out(4, settings.roles)
+    roles = share_out(4, settings.roles)
     both = ((*cond, *references), (*uncond, *references))
     loss = objective.loss(trainee.network, x, *both, settings, roles, draws)
     loss.total.backward()

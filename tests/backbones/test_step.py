@@ -9,6 +9,7 @@ from trainer.adapters import Trainee
 from trainer.config import Config
 from twinflow import objective
 from twinflow.presets import OBJECTIVES
+from twinflow.roles import share_out
 
 MODES = {
     "lora-two": dict(mode="lora", time="two", rank=2, targets="attention"),
@@ -34,7 +35,7 @@ def step(family, trainee):
     x, cond, uncond = family.batch(ROWS)
     settings = replace(OBJECTIVES["twinflow"], guidance=0.5, order=2)
     draws = objective.draw(x, settings, torch.Generator().manual_seed(2))
-    roles = objective.share_out(ROWS, settings.roles)
+    roles = share_out(ROWS, settings.roles)
     loss = objective.loss(trainee.network, x, cond, uncond, settings, roles, draws)
     trainee.network.zero_grad(set_to_none=True)
     loss.total.backward()

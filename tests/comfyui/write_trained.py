@@ -22,6 +22,7 @@ from trainer.config import Config
 from trainer.generate import generate, load_trained
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, Sampling
+from twinflow.roles import share_out
 from twinflow.weights import save
 
 BACKBONES = {"qwen": qwen_image.BACKBONE, "zimage": z_image.BACKBONE, "sd3": sd3.BACKBONE}
@@ -47,7 +48,7 @@ def trained(trainee, x, cond):
     uncond = tuple(c.flip(-1) for c in cond)
     for step in range(2):
         draws = objective.draw(x, settings, torch.Generator().manual_seed(step))
-        loss = objective.loss(trainee.network, x, cond, uncond, settings, objective.share_out(len(x), settings.roles), draws)
+        loss = objective.loss(trainee.network, x, cond, uncond, settings, share_out(len(x), settings.roles), draws)
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()

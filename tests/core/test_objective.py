@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from twinflow import objective
-from twinflow.objective import Draws, Objective, draw, role_times, share_out
+from twinflow.objective import Draws, Objective, draw, role_times
+from twinflow.roles import share_out
 
 ROLES = dict(one_step=1, multi_step=1, any_step=1, fake=1)
 GUIDED = Objective(guidance=0.8)

@@ -5,7 +5,8 @@ import torch
 
 from twinflow import objective
 from twinflow.ema import EMA
-from twinflow.objective import Draws, Objective, share_out
+from twinflow.objective import Draws, Objective
+from twinflow.roles import share_out
 
 FULL = dict(one_step=1, multi_step=1, any_step=1, fake=1)
 LORA = FULL | dict(few_step=0)  # the released LoRA trainer's rows of rounding become few_step

@@ -7,7 +7,8 @@ import torch
 
 from twinflow import objective, path
 from twinflow.ema import EMA
-from twinflow.objective import Objective, consistent, distance, guided, share_out, twin_gap
+from twinflow.objective import Objective, consistent, distance, guided, twin_gap
+from twinflow.roles import share_out
 
 
 def settings(cfg):
