@@ -36,16 +36,34 @@ def find_goldens() -> Path | None:
     return None
 
 
-def give_up(reason: str):
-    (pytest.fail if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else pytest.skip)(reason)
+def lacking() -> str | None:
+    """Why the tests cannot run here, in one line; None where they can."""
+    if find_comfyui() is None:
+        return f"no ComfyUI: {HOW}"
+    if missing := [name for name in ("torchsde", "aiohttp", "einops") if importlib.util.find_spec(name) is None]:
+        return f"this interpreter lacks {', '.join(missing)}, which ComfyUI needs: {HOW}"
+    return None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a ComfyUI the first test that needs one is skipped for all of them, with one line."""
+    reason = None if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else lacking()
+    need = [
+        item
+        for item in items
+        if "comfyui" in getattr(item, "fixturenames", ()) and item.path.is_relative_to(Path(__file__).parent)
+    ]
+    if reason and need:
+        need[0].add_marker(pytest.mark.skip(reason=f"{len(need)} tests: {reason}"))
+        config.hook.pytest_deselected(items=need[1:])
+        items[:] = [item for item in items if item not in need[1:]]
 
 
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
-    path = find_comfyui()
-    if path is None:
-        give_up(f"no ComfyUI: {HOW}")
-    return path
+    if reason := lacking():
+        pytest.fail(reason)
+    return find_comfyui()
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +77,6 @@ def goldens() -> Path:
 @pytest.fixture(scope="session")
 def comfy(comfyui, tmp_path_factory):
     """The ComfyUI in this process, on the CPU, with folders of its own and the pack loaded by its own loader."""
-    if importlib.util.find_spec("torchsde") is None:
-        give_up(f"this interpreter lacks ComfyUI's requirements: {HOW}")
     argv, sys.argv = sys.argv, sys.argv[:1]
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args

@@ -20,7 +20,6 @@ IDS = {
 
 @pytest.fixture(scope="module")
 def server(comfyui, tmp_path_factory):
-    pytest.importorskip("aiohttp", reason="the interpreter lacks ComfyUI's requirements")
     base = tmp_path_factory.mktemp("server")
     server = Server(comfyui, base)
     try:

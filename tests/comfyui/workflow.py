@@ -21,7 +21,9 @@ def widgets(node: dict) -> dict[str, object]:
     values, out = list(node.get("widgets_values") or []), {}
     for one in node.get("inputs", []):
         if one.get("widget"):
-            out[one["widget"]["name"]] = values.pop(0)
+            value = values.pop(0)
+            if one["widget"]["name"] != "upload":  # the button below a picture
+                out[one["widget"]["name"]] = value
             if values and values[0] in CONTROLS and "seed" in one["widget"]["name"]:
                 values.pop(0)
     return out
