@@ -65,7 +65,8 @@ class Processor:
 
     def __call__(self, text: list[str], images: list[Image.Image] | None, **options) -> BatchFeature:
         """Each <|image_pad|> becomes as many as its picture has tokens."""
-        seen = dict(self.pictures(images=images, return_tensors="pt")) if images else {}
+        none = dict(pixel_values=None, image_grid_thw=None)  # diffusers 0.36 asks for both
+        seen = dict(self.pictures(images=images, return_tensors="pt")) if images else none
         counts = iter((seen["image_grid_thw"].prod(1) // self.pictures.merge_size**2).tolist() if images else ())
         fill = lambda parts: parts[0] + "".join("<|image_pad|>" * next(counts) + part for part in parts[1:])
         text = [fill(line.split("<|image_pad|>")) for line in text]
