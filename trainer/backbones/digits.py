@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from twinflow.presets import OBJECTIVES, Sampling
+from twinflow.presets import OBJECTIVES, SAMPLING, Sampling
 from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
 from twinflow.weights import load, read_header, save
@@ -42,6 +42,7 @@ ARCHITECTURE = dict(
     axes_dims_rope=(8, 12, 12),
 )
 TOKENS = 4  # learnt tokens a prompt
+MULTI = replace(SAMPLING[30], steps=32)
 DROP = 0.05  # share of rows of the base's training without a prompt
 
 
@@ -138,9 +139,9 @@ class Digits:
         Sampling(2, "any", 0.0, end_gap=0.6),
         Sampling(4, "any", 0.0, end_gap=0.5),
         Sampling(8, "any", 0.0, end_gap=0.5),
-        Sampling(32, "multi", 0.0, end_gap=0.0),
+        MULTI,
     )
-    base_sampling = tuple(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8, 32))
+    base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
 
     def recipe(self, mode: str) -> dict:
         """What docs/digits.md found: the frozen base's velocity as the target, and Muon."""
