@@ -53,14 +53,14 @@ def lora(weights, path: Path, time: str, second=None, prefix="diffusion_model.")
     tiny.save(tensors, path, {"twinflow.time": time, "twinflow.base_model": "tiny", "twinflow.sampler": SAMPLER})
 
 
-def write_vaes(folder: Path) -> None:
+def write_vaes(folder: Path, width: int) -> None:
     """Random VAEs of ComfyUI's own classes (which must be importable): Wan's for Qwen-Image, TAESD for the others."""
     import comfy.ldm.wan.vae
     import comfy.taesd.taesd
 
     torch.manual_seed(0)
     wan = comfy.ldm.wan.vae.WanVAE(
-        dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True]
+        dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True]
     )
     tiny.save({k: filled(v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
     tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
