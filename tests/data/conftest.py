@@ -10,11 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.backbones.qwen_image import BACKBONE
 from trainer.data import Cache, Encoder, Settings, prepare
 from twinflow.prompts import Prompt
 
 torch.set_num_threads(1)
+
+
+def collate(prompts):
+    """As a backbone's: padded with zeros to the longest, and the mask.  Theirs would import diffusers, which takes long."""
+    embeds = nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True)
+    return embeds, torch.arange(embeds.shape[1]) < torch.tensor([len(p.embeds) for p in prompts])[:, None]
 
 
 class TextEncoder(nn.Module):
@@ -98,7 +103,7 @@ def prepared(cache):
 
     def make(data, *, share=(0, 1), latents=None, wait=lambda: None, **settings):
         values = dict(resolution=32, multiple=8, aspect=2.0) | settings
-        return prepare(Settings(str(data), **values), cache, BACKBONE.collate, latents=latents, share=share, wait=wait)
+        return prepare(Settings(str(data), **values), cache, collate, latents=latents, share=share, wait=wait)
 
     return make
 

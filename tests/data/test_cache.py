@@ -15,7 +15,7 @@ from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
 from trainer.data.sources import Picture
 
-from .conftest import TextEncoder, draw
+from .conftest import TextEncoder, collate, draw
 
 
 def files(cache, kind="*"):
@@ -172,28 +172,42 @@ def test_processes_share_the_work(prepared, folder, image, text, cache):
     assert sum(len(x) for (x,) in image.inputs) == 6 and sum(len(x) for (x,) in text.inputs) == 9
 
 
-def test_two_processes_at_once(folder, tmp_path):
-    """Both fill all of one folder at the same time, and every file is whole."""
+@pytest.mark.parametrize("sharing", [True, False])
+def test_two_processes_at_once(folder, tmp_path, sharing):
+    """Both fill one folder at the same time, half each or all of it, and train on the same numbers."""
     code = f"""
-import sys, torch
+import sys, time, torch
+from pathlib import Path
 sys.path[:0] = {sys.path!r}
 from torch import nn
 from trainer.data import Cache, Encoder, Settings, prepare
-from trainer.backbones.qwen_image import BACKBONE
 from twinflow.prompts import Prompt
+collate = lambda prompts: (nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True),)
+rank, folder, seen = int(sys.argv[1]), Path({str(tmp_path)!r}), []
 def image():
     torch.manual_seed(0)
-    return nn.Conv2d(3, 4, 8, stride=8)
+    module = nn.Conv2d(3, 4, 8, stride=8)
+    return lambda x: seen.append(len(x)) or module(x)
 def text():
     return lambda texts: [Prompt(t, torch.full((len(t) + 1, 4), float(len(t)))) for t in texts]
-cache = Cache({str(tmp_path / "cache")!r}, Encoder("t", text), Encoder("i", image))
-data, _ = prepare(Settings({str(folder)!r}, resolution=32, multiple=8, encode_batch=1), cache, BACKBONE.collate)
+def wait():
+    (folder / f"done{{rank}}").touch()
+    until = time.monotonic() + 120
+    while not (folder / f"done{{1 - rank}}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+cache = Cache(folder / "cache", Encoder("t", text), Encoder("i", image))
+settings = Settings({str(folder)!r}, resolution=32, multiple=8, encode_batch=1)
+data, _ = prepare(settings, cache, collate, share=(rank, 2) if {sharing} else (0, 1), wait=wait)
+print(sum(seen))
 print([float(data.batch_at(i, 2, 0)[0].sum()) for i in range(6)])
 """
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    said = [p.communicate(timeout=120) for p in both]
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in (0, 1)]
+    said = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    assert said[0][0] == said[1][0] and len(said[0][0]) > 20
+    (first, batches), (second, others) = (out.splitlines() for out, _ in said)
+    assert batches == others and batches.count(",") == 5
+    assert [first, second] == ["3", "3"] if sharing else int(first) + int(second) >= 6
 
 
 def test_damaged_file_is_named(prepared, cache, folder):
@@ -227,11 +241,10 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
 
 
 def test_files_are_plain_safetensors_in_the_cache_dtype(tmp_path, text, image, folder):
-    from trainer.backbones.qwen_image import BACKBONE
     from trainer.data import Settings, prepare
 
     cache = Cache(tmp_path / "half", Encoder(text.identity, text.open), Encoder(image.identity, image.open))
-    prepare(Settings(str(folder), resolution=32, multiple=8), cache, BACKBONE.collate)
+    prepare(Settings(str(folder), resolution=32, multiple=8), cache, collate)
     for path in files(cache):
         with safe_open(path, "pt") as file:
             assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
