@@ -38,12 +38,17 @@ test: lint
 	@echo "== pytest"
 	$(BIN)/python -m pytest tests
 
+# COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter that has its requirements and pytest.
+COMFYUI_PATH ?= $(HOME)/ComfyUI
+COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI_PATH)/.venv/bin/python $(COMFYUI_PATH)/venv/bin/python) python3)
+
 test-comfyui: $(STAMP)
-	@echo "== the nodes in a real ComfyUI"
-	TWINFLOW_REQUIRE_COMFYUI=1 $(BIN)/python -m pytest tests/comfyui
+	@echo "== the nodes in the ComfyUI at $(COMFYUI_PATH), with $(COMFYUI_PYTHON)"
+	TWINFLOW_REQUIRE_COMFYUI=1 COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) -m pytest tests/comfyui
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/cached_step.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
