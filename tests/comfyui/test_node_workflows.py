@@ -54,18 +54,18 @@ def test_runs(server, name):
         assert brightest - darkest > 4, "the picture is empty"
 
 
-def test_every_widget_has_a_value_that_core_accepts(server):
-    """The files as the frontend wrote them pass ComfyUI's own check of the graph, but for names of big files."""
+def test_every_required_input_is_given(server):
+    """The files as the frontend wrote them give every node what it requires, and ours nothing that they do not know.
+
+    Core's own nodes may have fewer inputs in an older ComfyUI, which leaves the others out.
+    """
+    info = server.get("/object_info")
     for name in workflow.names():
-        graph = workflow.prompt(workflow.read(name))
-        info = server.get("/object_info")
-        for node in graph.values():
-            spec = {
-                **info[node["class_type"]]["input"].get("required", {}),
-                **info[node["class_type"]]["input"].get("optional", {}),
-            }
-            assert set(node["inputs"]) <= set(spec), (name, node["class_type"])
-            assert set(info[node["class_type"]]["input"].get("required", {})) <= set(node["inputs"]), (name, node["class_type"])
+        for node in workflow.prompt(workflow.read(name)).values():
+            inputs, kind = info[node["class_type"]]["input"], node["class_type"]
+            assert set(inputs.get("required", {})) <= set(node["inputs"]), (name, kind)
+            if kind.startswith("TwinFlow"):
+                assert set(node["inputs"]) <= {*inputs.get("required", {}), *inputs.get("optional", {})}, (name, kind)
 
 
 def test_offered_under_templates(server):
