@@ -16,7 +16,8 @@ const context = await chromium.launchPersistentContext(profile, {
 });
 try {
   const page = context.pages()[0] ?? (await context.newPage());
-  await page.goto(task.url, { waitUntil: 'domcontentloaded' });
+  page.setDefaultTimeout(400000); // a busy computer is slow, not wrong
+  await page.goto(task.url, { waitUntil: 'domcontentloaded', timeout: 400000 });
   await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: 400000 });
   await page.waitForTimeout(2000);
   for (const one of task.export ?? []) await exportWorkflow(page, one);
@@ -103,7 +104,7 @@ async function dropAndRun(page, { workflow, shot, seconds }) {
       }),
     seconds * 1000,
   );
-  await page.getByTestId('queue-button').first().click({ timeout: 10000 });
+  await page.getByTestId('queue-button').first().click();
   const images = await ended;
   await page.keyboard.press('.');
   await page.waitForTimeout(2500);
