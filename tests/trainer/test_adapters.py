@@ -118,7 +118,7 @@ def test_targets():
 
 
 def test_the_second_embedder_may_have_its_own_rate():
-    groups = trainee(embedder_lr=0.5, lr=0.25).groups()
+    groups = trainee(embedder_lr=0.5, lr=0.25, optimizer="adamw").groups()
     assert sorted((g["peak"], len(g["params"])) for g in groups)[1] == (0.5, 4)
 
 
@@ -149,3 +149,12 @@ def test_asking_the_base_between_forward_and_backward_changes_no_gradient(inputs
         gradients.append({name: p.grad for name, p in made.tensors.items()})
     assert all(g is not None and torch.equal(g, gradients[1][name]) for name, g in gradients[0].items() if g is not None)
     assert {n for n, g in gradients[0].items() if g is not None} == {n for n, g in gradients[1].items() if g is not None}
+
+
+def test_muon_trains_the_blocks_matrices_and_adamw_all_else():
+    made = trainee(optimizer="muon", matrix_lr=0.5, lr=0.25)
+    kinds = {id(p): (g["kind"], g["peak"]) for g in made.groups() for p in g["params"]}
+    assert len(kinds) == len(made.tensors)
+    for name, p in made.tensors.items():
+        inside = "transformer_blocks." in name and p.ndim == 2
+        assert kinds[id(p)] == (("muon", 0.5) if inside else ("adamw", 0.25)), name
