@@ -16,30 +16,39 @@ from torch import Tensor, nn
 from twinflow.objective import Velocity
 from twinflow.weights import Provenance, WeightsError
 
-from . import TrainerError, optimizers
+from . import TrainerError, optimizers, sharding
 from .backbones import Backbone
+from .block_swap import BlockSwap, blocks
 from .config import Config
+from .quantise import quantise
 
 PREFIX = "diffusion_model."  # of the second embedder's names in an adapter file; ComfyUI's own
 LORA = re.compile(r"(.*)\.lora_([AB])\.default\.weight")
 
 
 class VelocityModel(nn.Module):
-    """A backbone's model as v(x_t, t, r, cond), so that a distributed wrapper sees one forward."""
+    """A backbone's model as v(x_t, t, r, cond), so that a distributed wrapper sees one forward.
 
-    def __init__(self, backbone: Backbone, model: nn.Module, time: str):
+    dtype: "bf16" computes in it, whatever the weights are stored in.
+    """
+
+    def __init__(self, backbone: Backbone, model: nn.Module, time: str, dtype: str = "fp32"):
         super().__init__()
-        self.backbone, self.model, self.time = backbone, model, time
+        self.backbone, self.model, self.time, self.dtype = backbone, model, time, dtype
+        self._no_split_modules = sorted({type(block).__name__ for block in blocks(model).values()})  # accelerate's FSDP units
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, cond) -> Tensor:
-        return self.backbone.velocity(self.model, x, t, r, cond, time=self.time)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == "bf16"):
+            return self.backbone.velocity(self.model, x, t, r, cond, time=self.time)
 
 
 class With:
     """A network run with other values for some of its tensors; never with gradient."""
 
     def __init__(self, network: nn.Module, values: Mapping[str, Tensor]):
-        self.network, self.values = network, dict(values)
+        live = sharding.parameters(network)
+        self.network, self.sharded = network, sharding.is_sharded(network)
+        self.values = {name: sharding.share(value, live[name]) for name, value in values.items()}
         self.dropouts = [m for m in network.modules() if isinstance(m, nn.Dropout)]
 
     @torch.no_grad()
@@ -48,6 +57,9 @@ class With:
         try:
             for m in self.dropouts:
                 m.training = False
+            if self.sharded:
+                with sharding.lent(self.network, self.values):
+                    return self.network(x, t, r, cond)
             return torch.func.functional_call(self.network, self.values, (x, t, r, cond))
         finally:
             for m, was in zip(self.dropouts, training):
@@ -83,18 +95,31 @@ class Trainee:
     def __init__(self, backbone: Backbone, model: nn.Module, config: Config):
         self.backbone, self.config = backbone, config
         model.requires_grad_(False)
+        if config.dtype == "bf16" and config.mode == "lora":
+            nn.Module.to(model, torch.bfloat16)  # diffusers' own `to` warns of what it would keep in float32
         self.time = config.time if config.mode == "lora" else "two"
         second = backbone.second_embedder.install(model) if self.time == "two" else None
         if config.mode == "lora":
-            add_lora(model, backbone.lora_targets(model, config.targets), config)
+            targets = backbone.lora_targets(model, config.targets)
+            quantise(model, config.quantize)
+            add_lora(model, targets, config)
         else:
             model.requires_grad_(True)
             for name in backbone.idle(model):
                 model.get_submodule(name).requires_grad_(False)
         if second is not None:
             second.requires_grad_(True)
-        self.network = VelocityModel(backbone, model, self.time)
+        for p in model.parameters():
+            if p.requires_grad:  # bf16 would swallow small updates
+                p.data = p.data.to(torch.promote_types(p.dtype, torch.float32))
+        if config.checkpointing:
+            model.enable_gradient_checkpointing()
+        self.network = VelocityModel(backbone, model, self.time, config.dtype)
         self.tensors = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        self.count = sum(p.numel() for p in self.network.parameters())
+        if config.block_swap > (most := len(blocks(model))):
+            raise TrainerError(f"--block-swap is {config.block_swap}; expected at most {most}, the blocks of {backbone.name}")
+        self.swap = BlockSwap(model, config.block_swap) if config.block_swap else None
         self._base = None
         if config.mode == "full" and (config.guide == "base"):
             self._base = {name: p.detach().clone() for name, p in self.tensors.items()}
@@ -120,12 +145,15 @@ class Trainee:
             return With(self.network, self._base)
         return WithoutLora(self.network, at_t=self.time == "fold" and self.config.base_time == "t")
 
+    def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """These values of the trained tensors and, of all weights, those that are not trained, too."""
+        return {**(self.network.state_dict() if self.config.mode == "full" else {}), **values}
+
     def file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the weights file for these values of the trained tensors, under the file's names."""
-        values = {name.removeprefix("model."): v for name, v in values.items()}
+        values = {name.removeprefix("model."): v for name, v in self.complete(values).items()}
         if self.config.mode == "full":
-            state = self.network.model.state_dict()
-            return self.backbone.to_file(state | values)
+            return self.backbone.to_file(values)
         out, second, scale = {}, {}, lora_scale(self.config)
         for name, value in values.items():
             if match := LORA.fullmatch(name):

@@ -13,7 +13,7 @@ from torch import Tensor
 from twinflow.ema import EMA
 from twinflow.weights import WeightsError, load, read_header, save
 
-from . import TrainerError
+from . import TrainerError, optimizers, sharding
 
 
 @dataclass
@@ -28,15 +28,26 @@ class State:
     seconds: float = 0.0
 
 
-def write(state: State, folder: Path, config_hash: str, keep: int) -> Path:
-    """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def contents(state: State) -> dict[str, Tensor]:
+    """The state's own tensors by their names in the file."""
     tensors = {f"tensors.{name}": p for name, p in state.tensors.items()}
     for key, average in state.averages.items():
         tensors |= {f"averages.{key}.{name}": p for name, p in zip(state.tensors, average.shadow)}
     for k, optimizer in enumerate(state.optimizers):
-        slots = optimizer.state_dict()["state"]
-        tensors |= {f"optimizer.{k}.{i}.{name}": v for i, slot in slots.items() for name, v in slot.items()}
+        tensors |= {f"optimizer.{k}.{name}": p for name, p in optimizers.tensors(optimizer).items()}
+    return tensors
+
+
+def write(state: State, folder: Path, config_hash: str, keep: int, *, main: bool = True) -> Path:
+    """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`.
+
+    To be called by every process, for sharded tensors are gathered; only the main one writes.
+    """
+    path = folder / f"step-{state.step:08d}.safetensors"
+    tensors = sharding.gathered(contents(state), keep=main)
+    if not main:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
     about = dict(
         step=state.step,
         skipped=state.skipped,
@@ -44,7 +55,6 @@ def write(state: State, folder: Path, config_hash: str, keep: int) -> Path:
         config=config_hash,
         decays={key: average.decay for key, average in state.averages.items()},
     )
-    path = folder / f"step-{state.step:08d}.safetensors"
     save(tensors, path, {"twinflow.training": json.dumps(about)})
     for old in list_all(folder)[keep:]:
         old.unlink()
@@ -62,12 +72,12 @@ def newest(folder: Path) -> Path | None:
 
 @torch.no_grad()
 def fill(state: State, saved: dict[str, Tensor], decays: dict[str, float]) -> None:
-    """Copy saved tensors and averages into state.  Raises KeyError or RuntimeError where they do not fit."""
-    for name, p in state.tensors.items():
-        p.copy_(saved[f"tensors.{name}"])
+    """Copy saved tensors into state.  Raises KeyError, IndexError or RuntimeError where they do not fit."""
+    for k, optimizer in enumerate(state.optimizers):
+        optimizers.prime(optimizer, {int(name.split(".")[2]) for name in saved if name.startswith(f"optimizer.{k}.")})
+    for name, own in contents(state).items():
+        sharding.local(own).copy_(sharding.local(sharding.share(saved[name], own)))
     for key, average in state.averages.items():
-        for name, shadow in zip(state.tensors, average.shadow):
-            shadow.copy_(saved[f"averages.{key}.{name}"])
         average.decay = decays[key]
 
 
@@ -86,14 +96,7 @@ def restore(state: State, folder: Path, config_hash: str) -> Path | None:
             raise TrainerError(f"{path}: was made with other settings; use another --name, or delete {folder} to start afresh")
         try:
             fill(state, saved, about["decays"])
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, IndexError, RuntimeError) as error:
             raise TrainerError(f"{path}: does not fit this model ({error}); delete {folder} to start afresh") from None
-        for k, optimizer in enumerate(state.optimizers):
-            slots: dict[int, dict] = {}
-            for name, value in saved.items():
-                if name.startswith(f"optimizer.{k}."):
-                    _, _, i, key = name.split(".", 3)
-                    slots.setdefault(int(i), {})[key] = value
-            optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         state.step, state.skipped, state.seconds = about["step"], about["skipped"], about["seconds"]
     return path

@@ -13,7 +13,7 @@ from . import Stopped, TrainerError
 from .backbones import BACKBONES, backbone
 from .config import Config, resolve
 
-LORA_ONLY = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time")
+LORA_ONLY = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time", "quantize", "block_swap")
 
 
 def main(mode: str, argv: list[str] | None = None) -> int:

@@ -66,8 +66,8 @@ class Config(BaseModel):
     batch: int = setting(4, "training", "rows of a micro-batch, each process", ge=1)
     accumulation: int = setting(1, "training", "micro-batches a step; the roles are shared out over all their rows", ge=1)
     lr: float = setting(1e-4, "training", "peak learning rate", gt=0)
-    optimizer: Literal["adamw", "muon"] = setting(
-        "adamw", "training", "muon: for the blocks' matrices, with adamw for all else"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = setting(
+        "adamw", "training", "adamw8bit: a quarter of its memory; muon: for the blocks' matrices, with adamw for all else"
     )
     matrix_lr: float | None = setting(None, "training", "peak learning rate of muon's matrices (default: lr)", gt=0)
     embedder_lr: float | None = setting(None, "training", "peak learning rate of the second embedder (default: lr)", gt=0)
@@ -78,6 +78,15 @@ class Config(BaseModel):
     clip: float = setting(1.0, "training", "gradient norm is clipped to this; 0 is off", ge=0)
     ema: float = setting(0.99, "training", "decay of the teacher's average; 0: the student is its own teacher", ge=0, lt=1)
     weights_ema: float = setting(0.0, "training", "decay of the average that is saved; 0 saves the last weights", ge=0, lt=1)
+
+    dtype: Literal["fp32", "bf16"] = setting(
+        "bf16", "memory", "of the arithmetic, and of a LoRA's frozen base; what is trained is stored in fp32"
+    )
+    quantize: Literal["none", "int8", "fp8", "fp8-cast", "nf4"] = setting(
+        "none", "memory", "a LoRA's frozen base in fewer bits: torchao's, diffusers' casting (no scales), bitsandbytes' (GPU)"
+    )
+    checkpointing: bool = setting(True, "memory", "compute the blocks again in the backward pass instead of keeping them")
+    block_swap: int = setting(0, "memory", "blocks whose frozen weights rest in host memory (LoRA, with checkpointing)", ge=0)
 
     time: Literal["two", "fold"] = setting("two", "adapter", "how times are heard: a second embedder, or one time t - r/2")
     rank: int = setting(8, "adapter", "rank of the LoRA", ge=1)
@@ -121,6 +130,16 @@ class Config(BaseModel):
         share_out(self.batch, self.objective().roles, parts=self.accumulation)
         return self
 
+    @model_validator(mode="after")
+    def _memory_is_possible(self):
+        if self.mode == "full" and (self.quantize != "none" or self.block_swap):
+            raise ValueError("--quantize and --block-swap are for frozen weights; expected none and 0, or trainer.lora")
+        if self.block_swap and not self.checkpointing:
+            raise ValueError("--block-swap needs --checkpointing, or the backward pass would keep all blocks on the device")
+        if self.block_swap and self.quantize == "nf4":
+            raise ValueError("--block-swap cannot move nf4 weights; expected --quantize int8, fp8 or fp8-cast, or no swap")
+        return self
+
     def objective(self) -> Objective:
         return Objective(**{name: getattr(self, name) for name in Objective.__dataclass_fields__})
 
@@ -132,7 +151,8 @@ class Config(BaseModel):
         """Of what decides the weights: names, places and logging aside.  base: of what decides the base only."""
         groups = ("base",) if base else ("base", "training", "adapter", "objective")
         names = [n for n, f in Config.model_fields.items() if f.json_schema_extra["group"] in groups]
-        values = self.model_dump(mode="json", include={"model", "seed", *([] if base else ["mode"]), *names})
+        own = [] if base else ["mode", "dtype", "quantize"]
+        values = self.model_dump(mode="json", include={"model", "seed", *own, *names})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

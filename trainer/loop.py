@@ -24,7 +24,7 @@ from twinflow.ema import EMA
 from twinflow.objective import Condition, Objective, Velocity
 from twinflow.roles import share_out
 
-from . import Diverged, Stopped, checkpoint, optimizers
+from . import Diverged, Stopped, checkpoint, optimizers, sharding
 from .log import Log
 
 PATIENCE = 10  # steps without a finite gradient before training gives up
@@ -47,7 +47,8 @@ class Job:
     (see optimizers) and a "peak" learning rate.
     averages: decay by key, kept of the tensors; "teacher" is updated before the step, all others after it.
     teacher, guide: given the averages, the networks of the objective (None: the student itself).
-    observe: called with (step, values by average's key, "last" among them) for pictures.
+    observe: called with (step, values by average's key, "last" among them) for pictures; by every process where the
+    weights are sharded, else by the main one.
     """
 
     name: str
@@ -121,7 +122,11 @@ def train(
     Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
     built = optimizers.build(job.groups, betas=job.betas, weight_decay=job.weight_decay)
+    # what is frozen is the same everywhere: DDP need not send it, and could not send quantised weights
+    job.network._ddp_params_and_buffers_to_ignore = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
     network, *built = accelerator.prepare(job.network, *built)
+    live = sharding.parameters(job.network)
+    job.tensors.update({name: live[name] for name in job.tensors})  # FSDP puts new parameters in place
     averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
     state = checkpoint.State(job.tensors, built, averages)
     if path := checkpoint.restore(state, folder, config_hash):
@@ -134,8 +139,8 @@ def train(
     with Interrupts() as interrupts, bar:
         while state.step < job.steps:
             rate = learning_rate(state.step, job.steps, job.warmup, job.schedule)
-            for group in [group for optimizer in built for group in optimizer.param_groups]:
-                group["lr"] = group["peak"] * rate
+            for optimizer in built:
+                optimizers.set_rate(optimizer, rate)
             terms, norm = trainer(state.step)
             if math.isfinite(norm):
                 for optimizer in built:
@@ -164,17 +169,23 @@ def train(
             )
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()}, refresh=False)
             bar.update()
-            if state.step % save_every == 0 or state.step == job.steps or interrupts.wanted:
-                if accelerator.is_main_process:
-                    checkpoint.write(state, folder, config_hash, keep)
+            stop = said_anywhere(interrupts.wanted, accelerator)
+            if state.step % save_every == 0 or state.step == job.steps or stop:
+                checkpoint.write(state, folder, config_hash, keep, main=accelerator.is_main_process)
                 accelerator.wait_for_everyone()
-            if job.observe and job.observe_every and state.step % job.observe_every == 0 and accelerator.is_main_process:
-                job.observe(state.step, values(job, averages))
-            if interrupts.wanted and state.step < job.steps:
+            if job.observe and job.observe_every and state.step % job.observe_every == 0:
+                if accelerator.is_main_process or trainer.sharded:
+                    job.observe(state.step, values(job, averages))
+            if stop and state.step < job.steps:
                 raise Stopped(
                     f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {checkpoint.newest(folder)}"
                 )
     return values(job, averages)
+
+
+def said_anywhere(said: bool, accelerator: Accelerator) -> bool:
+    """Whether any process says so; all must ask."""
+    return bool(accelerator.reduce(torch.tensor(float(said), device=accelerator.device)).item())
 
 
 def values(job: Job, averages: dict[str, EMA]) -> dict[str, dict[str, Tensor]]:
@@ -188,6 +199,7 @@ class Step:
 
     def __init__(self, job: Job, network: nn.Module, accelerator: Accelerator, averages: dict[str, EMA], seed: int):
         self.job, self.network, self.accelerator, self.averages, self.seed = job, network, accelerator, averages, seed
+        self.sharded = sharding.is_sharded(network)
         self.teacher, self.guide = job.teacher(averages), job.guide(averages)
         self.roles = [
             share_out(job.batch, job.objective.roles, part=part, parts=job.accumulation) for part in range(job.accumulation)
@@ -208,12 +220,15 @@ class Step:
             cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
             draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
             last = part == job.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(self.network):
+            # sharded gradients are shared out every time: kept back, they would be whole
+            with nullcontext() if last or self.sharded else accelerator.no_sync(self.network):
                 loss = twinflow.loss(
-                    self.network, x, cond, uncond, job.objective, roles, draws, teacher=self.teacher, guide=self.guide
-                )
+                    self.network, x, cond, uncond, job.objective, roles, draws,
+                    teacher=self.teacher, guide=self.guide, alike=self.sharded,
+                )  # fmt: skip
                 accelerator.backward(loss.total / job.accumulation)
             for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
                 sums.setdefault(name, []).append(value)
         norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.clip or math.inf)
-        return {name: torch.stack(v).mean().item() for name, v in sums.items()}, float(norm)
+        means = accelerator.reduce(torch.stack([torch.stack(v).mean() for v in sums.values()]), "mean")
+        return dict(zip(sums, means.tolist())), float(norm)

@@ -50,7 +50,7 @@ OPTIMIZERS: dict[str, Callable[[Trained], int]] = {  # bytes of state
 class Setup:
     """A run's settings, as far as memory goes; the names are those on the command line.
 
-    quantize: the frozen base of a LoRA.  dtype: of all other weights.  averages: copies that EMAs keep.  frozen_copy: of
+    quantize: the frozen base of a LoRA.  dtype: of all other frozen weights.  averages: copies that EMAs keep.  frozen_copy: of
     all weights, when the untrained base guides full training.  gpus: over which FSDP shards all but activations.
     """
 
@@ -131,7 +131,8 @@ def plan(size: Size, setup: Setup) -> Plan:
         items = {f"weights ({setup.dtype if setup.quantize == 'none' else setup.quantize})": weights(model, second, setup)}
         items["adapter"] = copy
     else:
-        items = {f"weights ({setup.dtype})": sum(p.numel() for p in model.parameters()) * wide}
+        idle = sum(p.numel() for p in model.parameters()) - count
+        items = {f"weights ({setup.dtype})": copy + idle * wide}
     items |= {
         "buffers": sum(b.numel() for b in model.buffers()) * wide,
         "gradients": copy,
@@ -142,7 +143,8 @@ def plan(size: Size, setup: Setup) -> Plan:
     items = {name: value / setup.gpus for name, value in items.items()}
     saved = kept(size, setup.mode, setup.targets, setup.rank, setup.dtype, setup.resolution)
     items["activations"] = saved.bytes(setup.checkpointing) * setup.batch
-    items["blocks gathered by FSDP"] = 2 * wide * largest_block(model) * (setup.gpus > 1)  # one in use, one on its way
+    gathered = 4 if setup.mode == "full" else wide
+    items["blocks gathered by FSDP"] = 2 * gathered * largest_block(model) * (setup.gpus > 1)  # one in use, one on its way
     items["reserve"] = RESERVE
     side = setup.resolution // size.factor
     text = size.tokens * max(getattr(model.config, n, 0) for n in ("joint_attention_dim", "cap_feat_dim", "caption_channels"))
@@ -152,14 +154,14 @@ def plan(size: Size, setup: Setup) -> Plan:
 
 
 def trained(size: Size, setup: Setup) -> Iterator[Trained]:
-    """Everything that the optimiser sees: a LoRA is always fp32, the second embedder and full weights are of setup.dtype."""
-    model, wide, second = skeleton(size), BYTES[setup.dtype], size.backbone.second_embedder.name + "."
+    """Everything that the optimiser sees, always in fp32."""
+    model, second = skeleton(size), size.backbone.second_embedder.name + "."
     lists = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList))
     idle = tuple(f"{name}." for name in size.backbone.idle(model))
     for name, p in model.named_parameters():
         hears_both = name.startswith(second) and (setup.mode == "full" or setup.time == "two")
         if hears_both or (setup.mode == "full" and not name.startswith(idle)):
-            yield Trained(p.numel(), wide, p.ndim == 2 and name.startswith(lists))
+            yield Trained(p.numel(), 4, p.ndim == 2 and name.startswith(lists))
     for name in size.backbone.lora_targets(model, setup.targets) if setup.mode == "lora" else ():
         layer = model.get_submodule(name)
         yield Trained(setup.rank * layer.in_features, 4, name.startswith(lists))

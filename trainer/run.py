@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from twinflow.weights import save, write_json
 
-from . import TrainerError, report
+from . import TrainerError, report, sharding
 from .adapters import Trainee, With
 from .backbones import backbone
 from .config import Config, read_config
@@ -35,9 +36,7 @@ def run(config: Config) -> None:
         torch.manual_seed(config.seed)  # the LoRA's first weights
         trainee = Trainee(model, prepared.model, config)
     count = sum(p.numel() for p in trainee.tensors.values())
-    accelerator.print(
-        f"{config.mode}: {count:,} of {sum(p.numel() for p in trainee.network.parameters()):,} parameters are trained"
-    )
+    accelerator.print(f"{config.mode}: {count:,} of {trainee.count:,} parameters are trained")
     job = Job(
         name="distil",
         network=trainee.network,
@@ -56,22 +55,23 @@ def run(config: Config) -> None:
         averages={key: decay for key, decay in (("teacher", config.ema), ("weights", config.weights_ema)) if decay},
         teacher=lambda averages: averaged(trainee, averages),
         guide=lambda averages: trainee.base() if config.guide == "base" else None,
-        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder),
+        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder, accelerator.is_main_process),
         observe_every=config.sample_every,
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
         seed=config.seed, config_hash=config.hash(), save_every=config.save_every, keep=config.keep,
     )  # fmt: skip
+    best = values["weights" if config.weights_ema else "last"]
+    best = sharding.gathered(trainee.complete(best), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        finish(config, model, prepared, trainee, values, folder, log)
+        finish(config, model, trainee, best, folder, log)
     accelerator.end_training()
 
 
-def finish(config: Config, model, prepared, trainee: Trainee, values, folder: Path, log: Log) -> None:
+def finish(config: Config, model, trainee: Trainee, best: dict, folder: Path, log: Log) -> None:
     """Write the weights file, then what is judged and drawn from that file."""
     weights = folder / f"{config.name}.safetensors"
-    best = values["weights" if config.weights_ema else "last"]
     save(trainee.file(best), weights, trainee.provenance(config.steps).to_metadata())
     print(f"wrote {weights}")
     report.losses(log.rows, folder / "loss.png")
@@ -88,11 +88,13 @@ def averaged(trainee: Trainee, averages) -> With | None:
     return With(trainee.network, dict(zip(trainee.tensors, averages["teacher"].shadow)))
 
 
-def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path) -> None:
+def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, main: bool) -> None:
     """A grid of samples from the weights as they are now, from the same noise every time."""
     now = values.get("weights", values["last"])
-    (folder / "samples").mkdir(exist_ok=True)
-    report.grid(model.preview(With(trainee.network, now), prepared), folder / "samples" / f"step-{step:06d}.png")
+    made = model.preview(With(trainee.network, now), prepared)
+    if main:
+        (folder / "samples").mkdir(exist_ok=True)
+        report.grid(made, folder / "samples" / f"step-{step:06d}.png")
 
 
 def seconds(rows: list[dict]) -> dict[str, float]:
@@ -138,7 +140,31 @@ def start_accelerator(config: Config, folder: Path) -> Accelerator:
         tracker = "tensorboard" if find_spec("tensorboard") else "none"
     elif tracker != "none" and not find_spec(tracker):
         raise TrainerError(f"--tracker {tracker}: is not installed; pip install {tracker}, or --tracker none")
-    accelerator = Accelerator(log_with=None if tracker == "none" else tracker, project_dir=folder / "logs")
+    accelerator = Accelerator(
+        mixed_precision="no",  # config.dtype decides, not what accelerate was configured with
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder / "logs",
+        # buffers are constants, and processes need not make equally many forwards
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    check_launch(config, accelerator)
     if tracker != "none":
         accelerator.init_trackers(config.name)
     return accelerator
+
+
+def check_launch(config: Config, accelerator: Accelerator) -> None:
+    """Raises TrainerError for a way of distributing that these settings cannot be trained in."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.NO or "MULTI" in kind.value:
+        return
+    if kind != DistributedType.FSDP or not accelerator.is_fsdp2:
+        raise TrainerError(
+            f"accelerate was told to use {kind.value}; expected DDP (--multi_gpu) or --use_fsdp --fsdp_version 2"
+        )
+    wanted = dict(quantize="none", block_swap=0, optimizer="adamw")
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            raise TrainerError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}; expected {value} with FSDP, which shards plain weights"
+            )

@@ -168,12 +168,15 @@ def loss(
     *,
     teacher: Velocity | None = None,
     guide: Velocity | None = None,
+    alike: bool = False,
 ) -> Loss:
     """The TwinFlow loss of one (micro-)batch of data x (B, ...).
 
     teacher: whose journey the consistency target follows (the EMA); None: the student itself, without gradient.
     guide: whose guidance is added to the target (a frozen base); None: the teacher.
     cond, uncond: tensors with the batch first.  With several micro-batches take the mean of their totals.
+    alike: make every forward that the roles ask for, also where the times leave no row for it; processes among which
+    the weights are sharded must.
     """
     teacher = teacher or student
     guide = guide or teacher
@@ -186,9 +189,9 @@ def loss(
     x_t = path.interpolate(x, draws.noise, t)
     v = student(x_t, t, r, cond).to(t.dtype)
 
-    target = guided(path.velocity(x, draws.noise), guide, x_t, t, real, cond, uncond, objective)
+    target = guided(path.velocity(x, draws.noise), guide, x_t, t, real, cond, uncond, objective, alike)
     if objective.order and objective.reach:
-        target = consistent(v.detach(), target, teacher, x_t, t, r, real, cond, objective)
+        target = consistent(v.detach(), target, teacher, x_t, t, r, real, cond, objective, alike)
     weight = torch.where(real, torch.tan((1 - (t - r).abs()) * math.pi / 2.5) + 1, 1.0)
     by_row = distance(v, target, objective) * weight
     terms = {role: by_row[rows].mean().detach() for role, rows in roles.rows.items()}
@@ -208,6 +211,14 @@ def loss(
 
 def select(cond: Condition, rows) -> Condition:
     return tuple(c[rows] for c in cond)
+
+
+def some(rows: Tensor, alike: bool) -> Tensor:
+    """These rows (B,) bool; the first one where there is none and a forward must be made all the same."""
+    if alike and not rows.any():
+        rows = rows.clone()
+        rows[0] = True
+    return rows
 
 
 def mean_over(learning: tuple[str, ...], by_row: Tensor, roles: Roles) -> Tensor:
@@ -230,29 +241,32 @@ def with_own_samples(student: Velocity, x: Tensor, own: Tensor, start: Tensor, c
 
 
 @torch.no_grad()
-def guided(target: Tensor, guide: Velocity, x_t, t, real, cond, uncond, objective: Objective) -> Tensor:
+def guided(target: Tensor, guide: Velocity, x_t, t, real, cond, uncond, objective: Objective, alike: bool = False) -> Tensor:
     """The target (B, ...) pushed along classifier-free guidance in the rows whose t lies in the guidance range.
 
     "data": target + g (v_c - v_u).  "guide": v_u + g (v_c - v_u), the released code's image-free form.
     """
     g, (low, high) = objective.guidance, objective.guidance_range
     rows = real & (low < t) & (t < high)
-    if (objective.target == "data" and not g) or not rows.any():
+    asked = some(rows, alike)
+    if (objective.target == "data" and not g) or not asked.any():
         return target
-    x, t, c, u = x_t[rows], t[rows], select(cond, rows), select(uncond, rows)
+    x, t, c, u = x_t[asked], t[asked], select(cond, asked), select(uncond, asked)
     if objective.target == "guide" and g in (0.0, 1.0):
         wanted = guide(x, t, t, c if g else u).to(target.dtype)
     else:
         both = tuple(torch.cat(pair) for pair in zip(c, u, strict=True))
         v_c, v_u = guide(torch.cat([x, x]), torch.cat([t, t]), torch.cat([t, t]), both).to(target.dtype).chunk(2)
-        wanted = (v_u if objective.target == "guide" else target[rows]) + g * (v_c - v_u)
+        wanted = (v_u if objective.target == "guide" else target[asked]) + g * (v_c - v_u)
     target = target.clone()
-    target[rows] = wanted
+    target[rows] = wanted[rows[asked]]
     return target
 
 
 @torch.no_grad()
-def consistent(v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, cond, objective: Objective) -> Tensor:
+def consistent(
+    v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, cond, objective: Objective, alike: bool = False
+) -> Tensor:
     """Recursive consistency (RCGM): agree with the teacher's own `order`-step journey from t - difference down to r.
 
     v, target (B, ...); fake rows keep their target.  A row with less than one difference between t and r has no journey
@@ -261,8 +275,9 @@ def consistent(v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, co
     step, order = objective.difference, objective.order
     residual = v - target
     far = real & (t >= r + step)
-    if far.any():
-        x, t, r, c = (x_t - step * target)[far], t[far], r[far], select(cond, far)
+    asked = some(far, alike)
+    if asked.any():
+        x, t, r, c = (x_t - step * target)[asked], t[asked], r[asked], select(cond, asked)
         start = torch.maximum(t - step, r)
         times = [start * (1 - i / order) + r * (i / order) for i in range(order + 1)]
         journey = torch.zeros_like(x)
@@ -270,7 +285,8 @@ def consistent(v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, co
             u = teacher(x, t_from, t_to, c).to(x.dtype)
             x = path.interpolate(*path.endpoints(x, u, t_from), t_to)
             journey = journey + u * path.like(t_from - t_to, x)
-        residual[far] = v[far] * path.like((t - r) / step, x) - journey / step - target[far]
+        found = v[asked] * path.like((t - r) / step, x) - journey / step - target[asked]
+        residual[far] = found[far[asked]]
     wanted = v - residual.clamp(-1, 1)
     return torch.where(path.like(real, v), wanted, target)
 

@@ -23,8 +23,8 @@ SETUP = Setup(rank=8, resolution=PIXELS)
 
 def config_of(setup):
     """What Trainee reads; only memory matters, so the rest is not validated."""
-    names = ("mode", "time", "rank", "targets", "optimizer")
-    own = {name: getattr(setup, name) for name in names}
+    names = ("mode", "time", "rank", "targets", "optimizer", "dtype")
+    own = {name: getattr(setup, name) for name in names} | dict(checkpointing=False)
     return Config.model_construct(**own, guide="base" if setup.frozen_copy else "teacher")
 
 
@@ -118,13 +118,13 @@ WIDTHS = ("joint_attention_dim", "cap_feat_dim", "caption_channels")
 
 
 @pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("change", [dict(targets="all"), dict(targets="attention"), dict(mode="full")], ids=str)
+@pytest.mark.parametrize("change", [dict(targets="all"), dict(targets="attention"), dict(mode="full", dtype="fp32")], ids=str)
 def test_a_real_forward_keeps_as_planned(name, change):
     """Counted on the real model with PEFT's own layers; the stand-in and the fake tensors change nothing."""
     tiny, setup = TINY[name], replace(SETUP, time="fold", **change)
     planned = memory.kept(tiny, setup.mode, setup.targets, setup.rank, setup.dtype, PIXELS)
     model = real(tiny, setup).network.model
-    got = Counter(model.train())(tiny.inputs(model, PIXELS, torch.bfloat16))
+    got = Counter(model.train())(tiny.inputs(model, PIXELS, memory.DTYPES[setup.dtype]))
     assert got.whole == pytest.approx(planned.whole, rel=0.05)
     assert got.bytes(True) == pytest.approx(planned.bytes(True), rel=0.05)
 

@@ -20,7 +20,7 @@ from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
 from twinflow.weights import load, read_header, save
 
-from .. import TrainerError, optimizers, quality
+from .. import TrainerError, optimizers, quality, sharding
 from ..adapters import check_fits
 from ..generate import Plain, generate, load_trained, noise
 from ..log import Log
@@ -155,7 +155,7 @@ class Digits:
             batch=128, warmup=30, betas=(0.9, 0.95), optimizer="muon", ema=0.0, weights_ema=0.99,
             order=1, roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1.5), rectify=0.0,
             target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
-            stratified=True,
+            stratified=True, dtype="fp32", checkpointing=False,
         )  # fmt: skip
 
     def transformer(self, generator: torch.Generator) -> QwenImageTransformer2DModel:
@@ -233,7 +233,9 @@ class Digits:
 def pretrain(config, cache: Path, accelerator, log: Log) -> None:
     """Train the base by flow matching and write cache/base.safetensors and cache/prompts.safetensors."""
     network = Base(torch.Generator().manual_seed(config.seed))
-    tensors = dict(network.named_parameters())
+    for name in BACKBONE.idle(network.transformer):
+        network.transformer.get_submodule(name).requires_grad_(False)
+    tensors = {name: p for name, p in network.named_parameters() if p.requires_grad}
     rates = {"adamw": config.base_lr, "muon": config.base_matrix_lr or config.base_lr}
     job = Job(
         name="base",
@@ -255,8 +257,10 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
         job, accelerator, log, cache / "checkpoints",
         seed=config.seed, config_hash=config.hash(base=True), save_every=config.save_every, keep=1,
     )  # fmt: skip
+    weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        network.load_state_dict(values["weights"])
+        network = Base(torch.Generator().manual_seed(config.seed))  # whole, where that one is sharded
+        network.load_state_dict(weights)
         save_prompts(cache / "prompts.safetensors", network.table.prompts())
         save(network.transformer.state_dict(), cache / "base.safetensors", {"modelspec.architecture": "digits"})
         shutil.rmtree(cache / "checkpoints")

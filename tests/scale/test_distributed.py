@@ -1,0 +1,63 @@
+"""Two processes on the CPU (gloo), DDP and FSDP2: one process's losses and gradients, exact resuming, a whole run."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from twinflow.weights import load
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("ddp", "fsdp2")
+
+
+def together(folder, *task) -> str:
+    """Run worker.py in two processes; the output of the first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
+                  ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))  # fmt: skip
+    processes = []
+    for rank in ("0", "1"):
+        env = os.environ | common | dict(RANK=rank, LOCAL_RANK=rank)
+        command = [sys.executable, str(ROOT / "tests" / "scale" / "worker.py"), str(folder), *task]
+        out = open(folder / f"out-{rank}.txt", "w")
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT))
+    try:
+        codes = [p.wait(timeout=600) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    outputs = [(folder / f"out-{rank}.txt").read_text() for rank in "01"]
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in outputs)
+    return outputs[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, kind):
+    assert together(tmp_path, "steps", kind).count("gradients up to") == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_is_exact(tmp_path, kind):
+    assert together(tmp_path, "resume", kind).count("resumed bit-equal") == 2
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("ddp", "lora"), ("fsdp2", "full")])
+def test_a_whole_run_writes_whole_weights(tmp_path, kind, mode):
+    assert "wrote" in together(tmp_path, "run", kind, mode)
+    run = tmp_path / f"digits-{mode}"
+    weights, base = load(run / f"digits-{mode}.safetensors"), load(run / "base.safetensors")
+    if mode == "full":
+        assert {name: t.shape for name, t in base.items()}.items() <= {name: t.shape for name, t in weights.items()}.items()
+        moved = [name for name in base if not torch.equal(base[name], weights[name])]
+        assert "transformer_blocks.0.attn.to_q.weight" in moved and len(moved) < len(base), "idle layers stay"
+    else:
+        assert any(name.endswith("lora_B.weight") and t.abs().max() > 0 for name, t in weights.items())
+    assert all(t.isfinite().all() for t in weights.values())
+    assert len(list((run / "samples").iterdir())) == 2 and len((run / "metrics.csv").read_text().splitlines()) == 7
