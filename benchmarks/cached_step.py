@@ -1,0 +1,186 @@
+"""What an optimiser step costs with caches next to the same step done straightforwardly, end to end, side by side.
+
+    python benchmarks/cached_step.py
+
+cached           latents and embeddings from the trainer's cache, forwards for the rows that need them
+straightforward  pictures decoded and encoded, captions and the empty prompt encoded, at every step; forwards of full batches
+Both train the same LoRA with the same optimiser and average on the same rows and draws, and must give the same loss.
+
+The models are Qwen-Image's own classes, all as deep as the published ones and all 48 times narrower, at 256 px: so the
+encoders are to the transformer what they are in reality, 0.5 of a forward (0.2 at 512 px, 0.13 at 1024 px).
+Prints both and their ratio last; exit code 1 where it misses its target, or where the losses differ.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from PIL import Image
+from transformers import Qwen2Config, Qwen2Model
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from step_cost import SETTINGS, straightforward  # noqa: E402
+
+from trainer.adapters import Trainee, With  # noqa: E402
+from trainer.backbones.qwen_image import BACKBONE  # noqa: E402
+from trainer.config import Config  # noqa: E402
+from trainer.data import Cache, Encoder, Settings, prepare  # noqa: E402
+from trainer.data.pictures import pixels  # noqa: E402
+from twinflow import objective  # noqa: E402
+from twinflow.ema import EMA  # noqa: E402
+from twinflow.prompts import Prompt  # noqa: E402
+from twinflow.roles import share_out  # noqa: E402
+
+TARGET = 0.6
+PIXELS, CAPTION, TEMPLATE = 256, 64, 34  # tokens of a caption, and of what the pipeline puts before it
+TEXT_WIDTH = 76
+
+
+def transformer() -> QwenImageTransformer2DModel:
+    return QwenImageTransformer2DModel(
+        num_layers=60, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=TEXT_WIDTH, axes_dims_rope=(8, 12, 12)
+    )
+
+
+class TextEncoder(torch.nn.Module):
+    """A token a byte, behind a template of fixed length."""
+
+    def __init__(self):
+        super().__init__()
+        config = Qwen2Config(
+            vocab_size=257, hidden_size=TEXT_WIDTH, intermediate_size=396, num_hidden_layers=28, num_attention_heads=2,
+            num_key_value_heads=1, pad_token_id=256,
+        )  # fmt: skip
+        self.model = Qwen2Model(config)
+
+    @torch.no_grad()
+    def forward(self, texts: list[str]) -> list[Prompt]:
+        rows = [torch.tensor([*b"t" * TEMPLATE, *(text.encode() or b" ")]) for text in texts]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=256)
+        states = self.model(input_ids=tokens, attention_mask=(tokens != 256).long(), use_cache=False).last_hidden_state
+        return [Prompt(text, s[TEMPLATE : len(row)]) for text, s, row in zip(texts, states, rows)]
+
+
+class ImageEncoder(torch.nn.Module):
+    """Qwen-Image's autoencoder; only its encoder is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = AutoencoderKLQwenImage(base_dim=2)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.vae.encode(x[:, :, None]).latent_dist.mode().squeeze(2)
+
+
+def fresh(module):
+    torch.manual_seed(0)
+    return module().eval()
+
+
+class Run:
+    """A LoRA in training: its network, teacher, average and optimiser."""
+
+    def __init__(self):
+        model = fresh(transformer)
+        self.trainee = Trainee(BACKBONE, model, Config.model_construct(mode="lora", time="two", rank=8, targets="attention"))
+        torch.manual_seed(1)
+        for p in self.trainee.tensors.values():  # as if trained for a while: at first a LoRA does nothing
+            p.data.add_(0.02 * torch.randn_like(p))
+        self.parameters = list(self.trainee.tensors.values())
+        self.average = EMA(self.parameters, 0.99)
+        self.teacher = With(self.trainee.network, dict(zip(self.trainee.tensors, self.average.shadow)))
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
+
+    def __call__(self, loss) -> float:
+        """One step on what loss(student, teacher) gives."""
+        self.average.update()
+        total = loss(self.trainee.network, self.teacher)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total.item()
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=95)
+        (folder / f"{i}.txt").write_text("".join(chr(c) for c in generator.integers(97, 123, CAPTION)))
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--batch", type=int, default=8)
+    arguments.add_argument("--repeats", type=int, default=5)
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    batch, roles = given.batch, share_out(given.batch, SETTINGS.roles)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), 2 * batch)
+        cache = Cache(
+            Path(folder) / "cache",
+            Encoder("text", lambda: fresh(TextEncoder)),
+            Encoder("image", lambda: fresh(ImageEncoder)),
+            torch.float32,
+        )
+        data, _ = prepare(Settings(folder, resolution=PIXELS, aspect=1.0), cache, BACKBONE.collate)
+        text, image = fresh(TextEncoder), fresh(ImageEncoder)
+        runs = {name: Run() for name in ("cached", "straightforward")}
+        took, encoding, losses = {name: [] for name in runs}, [], {name: [] for name in runs}
+
+        def cached(index):
+            x, cond, uncond = data.batch_at(index, batch, 0)
+            draws = objective.draw(x, SETTINGS, torch.Generator().manual_seed(index))
+            return lambda student, teacher: (
+                objective.loss(student, x, cond, uncond, SETTINGS, roles, draws, teacher=teacher).total
+            )
+
+        def plain(index):
+            began = time.process_time()
+            rows = [data.rows[row] for _, row in data.order.batch(index, batch, 0)]
+            x = image(torch.stack([pixels(row.target.picture.read(), row.size) for row in rows]))
+            prompts = text([row.captions[0].text for row in rows]) + text([""] * batch)
+            both = BACKBONE.collate(prompts)
+            encoding.append(time.process_time() - began)
+            cond, uncond = tuple(c[:batch] for c in both), tuple(c[batch:] for c in both)
+            draws = objective.draw(x, SETTINGS, torch.Generator().manual_seed(index))
+            return lambda student, teacher: straightforward(student, teacher, x, cond, uncond, SETTINGS, roles, draws)
+
+        steps = {"cached": cached, "straightforward": plain}
+        for k in range(given.repeats + 1):  # the first warms up
+            for name in sorted(steps, reverse=bool(k % 2)):
+                began = time.process_time()
+                losses[name].append(runs[name](steps[name](k)))
+                took[name].append(time.process_time() - began)
+            a, b = losses["cached"][-1], losses["straightforward"][-1]
+            if abs(a - b) > 1e-3 * max(1, abs(b)):
+                print(f"error: step {k}: the losses differ: {a} cached, {b} straightforward")
+                return 1
+        x, cond, _ = data.batch_at(0, batch, 0)
+        t, forwards = torch.full((batch,), 0.5), []
+        for _ in range(3):
+            began = time.process_time()
+            runs["cached"].teacher(x, t, t, cond)
+            forwards.append(time.process_time() - began)
+    print(f"losses equal on {given.repeats + 1} steps of batch {batch}")
+    forward = statistics.median(forwards)
+    print(f"encoding a batch {statistics.median(encoding):.3f} s, {statistics.median(encoding) / forward:.2f} of a forward")
+    for name, seconds in took.items():
+        print(f"{name:16s} {statistics.median(seconds[1:]):7.3f} s a step (median of {given.repeats})")
+    ratio = statistics.median(a / b for a, b in zip(took["cached"][1:], took["straightforward"][1:], strict=True))
+    print(f"cached / straightforward: {ratio:.3f} (at most {TARGET:.2f})")
+    return int(ratio > TARGET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
