@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
-.PHONY: setup demo demo-full test lint test-comfyui bench clean
+.PHONY: setup demo demo-full test lint test-comfyui bench bench-comfyui clean
 
 setup: $(STAMP)
 
@@ -44,11 +44,15 @@ COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI_PATH)/.venv/bin/python $(COMF
 
 test-comfyui: $(STAMP)
 	@echo "== the nodes in the ComfyUI at $(COMFYUI_PATH), with $(COMFYUI_PYTHON)"
+	@$(COMFYUI_PYTHON) -c "import pytest" 2>/dev/null || $(COMFYUI_PYTHON) -m pip install -q pytest
 	TWINFLOW_REQUIRE_COMFYUI=1 COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) -m pytest tests/comfyui
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/cached_step.py
+
+bench-comfyui:
+	COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) benchmarks/sampler_overhead.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
