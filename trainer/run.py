@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from twinflow.weights import save, write_json
 
-from . import TrainerError, report, sharding
+from . import TrainerError, optimizers, quantise, report, sharding
 from .adapters import Trainee, With
 from .backbones import backbone
 from .config import Config, read_config
@@ -23,6 +23,8 @@ def run(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model = backbone(config.model)
+    quantise.check(config.quantize)
+    optimizers.check(config.optimizer)
     folder = open_folder(config)
     if (done := read_json(folder / "metrics.json")) and done.get("config_hash") == config.hash():
         print(f"{folder} is finished; look at {folder / 'grid.png'}, or train another with --name or other settings")

@@ -38,14 +38,17 @@ def together(folder, *task) -> str:
     return outputs[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path, kind):
-    assert together(tmp_path, "steps", kind).count("gradients up to") == 4
+@pytest.fixture(scope="module", params=KINDS)
+def output(request, tmp_path_factory):
+    return together(tmp_path_factory.mktemp(request.param), "train", request.param)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resuming_is_exact(tmp_path, kind):
-    assert together(tmp_path, "resume", kind).count("resumed bit-equal") == 2
+def test_two_processes_equal_one_with_twice_the_batch(output):
+    assert output.count("gradients up to") == 2
+
+
+def test_resuming_is_exact(output):
+    assert output.count("resumed bit-equal") == 2
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("ddp", "lora"), ("fsdp2", "full")])

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import TrainerError, block_swap, quantise
+from trainer import TrainerError, block_swap, checkpoint, quantise
 from trainer.adapters import Trainee, With
+from trainer.cli import main
 from twinflow import objective as twinflow
 from twinflow.objective import Objective
 from twinflow.roles import share_out
+from twinflow.weights import load
 
 from .tiny import LAYERS, batch, config, plain
 
@@ -119,6 +121,26 @@ def test_nf4_layers_pass_gradients(monkeypatch):
     assert abs(found[0] - wanted[0]) < 0.05 * wanted[0]
     for name, gradient in wanted[1].items():
         assert torch.cosine_similarity(found[1][name].flatten(), gradient.flatten(), dim=0) > 0.9, name
+
+
+def test_a_run_with_all_of_it(tmp_path):
+    """From the command line, resumed halfway; a run in other bits is another run."""
+    pytest.importorskip("torchao")
+    options = (
+        "--threads 1 --base-steps 2 --steps 4 --batch 8 --save-every 2 --sample-every 2 --evaluate 0 --tracker none".split()
+    )
+    options += "--quantize int8 --dtype bf16 --checkpointing --block-swap 2 --optimizer adamw8bit --out".split() + [
+        str(tmp_path)
+    ]
+    assert main("lora", options) == 0
+    folder = tmp_path / "digits-lora"
+    weights = load(folder / "digits-lora.safetensors")
+    (folder / "metrics.json").unlink()
+    checkpoint.newest(folder / "checkpoints").unlink()
+    assert main("lora", options) == 0
+    again = load(folder / "digits-lora.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert main("lora", [*options, "--quantize", "fp8"]) == 2
 
 
 @pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])

@@ -1,8 +1,8 @@
 """One of two processes that train together; started by test_distributed.py, with a folder and what to do.
 
-    worker.py FOLDER steps  ddp|fsdp2     three steps of tiny models, against one process with twice the batch
-    worker.py FOLDER resume ddp|fsdp2     stopped and going on is bit-equal to never stopping
-    worker.py FOLDER run    ddp|fsdp2 MODE  a whole run on digits
+    worker.py FOLDER train ddp|fsdp2       three steps of tiny models, against one process with twice the batch;
+                                           stopped and going on, against never stopping
+    worker.py FOLDER run   ddp|fsdp2 MODE  a whole run on digits
 
 FSDP on CPUs is what accelerate does not offer, so it is told that it may.
 """
@@ -30,6 +30,7 @@ PROCESSES, STEPS, RATE = 2, 3, 0.3
 # so narrow a guidance range that often only one process has a row in it; four roles, shared out over two micro-batches
 OBJECTIVE = Objective(guidance=0.5, guidance_range=(0.3, 0.7), difference=0.05, barron_scale=0.3)
 BATCH, PARTS = 2, 2
+CASES = {"ddp": (("qwen-image", "lora"), ("sd3.5", "full")), "fsdp2": (("sd3.5", "lora"), ("qwen-image", "full"))}
 
 
 class Rows:
@@ -167,7 +168,7 @@ def sgd(groups, *, betas, weight_decay):
 def steps(accelerator, folder, kind):
     optimizers.build, adamw = sgd, optimizers.build  # whose step follows the gradient, not only its sign
     optimizers.set_rate, rate = (lambda *_: None), optimizers.set_rate
-    for name, mode in (("qwen-image", "lora"), ("qwen-image", "full"), ("sd3.5", "lora"), ("sd3.5", "full")):
+    for name, mode in CASES[kind]:
         if kind == "fsdp2":
             shard(accelerator)  # its plugin remembers the classes of the last model
         trainee, log, gradients, _ = train(name, mode, accelerator, folder / f"{name}-{mode}", save_every=99)
@@ -192,6 +193,8 @@ def steps(accelerator, folder, kind):
 
 def resume(accelerator, folder, kind):
     for mode in ("lora", "full"):
+        if kind == "fsdp2":
+            shard(accelerator)
         whole = train("qwen-image", mode, accelerator, folder / f"{mode}-whole", 4)[-1]
         place = folder / f"{mode}-parts"
         train("qwen-image", mode, accelerator, place, 4)
@@ -224,8 +227,10 @@ def main():
     if task == "run":
         whole_run(folder, kind, *rest)
         return
+    assert task == "train", task
     accelerator = start(kind)
-    {"steps": steps, "resume": resume}[task](accelerator, folder, kind)
+    steps(accelerator, folder, kind)
+    resume(accelerator, folder, kind)
     accelerator.end_training()
 
 
