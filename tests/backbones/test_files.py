@@ -19,7 +19,7 @@ MODES = {
 
 def trained(family, mode, folder):
     """A trainee whose every trained tensor has moved, and its file."""
-    made = Trainee(family.backbone, family.plain(), Config(**MODES[mode]))
+    made = Trainee(family.backbone, family.plain(), Config(**MODES[mode], dtype="fp32"))
     g = torch.Generator().manual_seed(1)
     for p in made.tensors.values():
         p.data += torch.randn(p.shape, generator=g) * 0.05

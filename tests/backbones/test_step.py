@@ -22,7 +22,7 @@ ROWS = 4
 @pytest.fixture(params=MODES)
 def trainee(request, family):
     torch.manual_seed(0)
-    made = Trainee(family.backbone, family.plain(), Config(**MODES[request.param]))
+    made = Trainee(family.backbone, family.plain(), Config(**MODES[request.param], dtype="fp32"))
     g = torch.Generator().manual_seed(1)
     for name, p in made.tensors.items():
         if ".lora_B." in name:  # zero at the start, and then lora_A has no gradient
@@ -62,7 +62,7 @@ def test_every_intended_parameter_has_a_gradient_and_no_other(family, trainee):
 
 def test_what_is_idle_would_get_no_gradient(family):
     """So `idle` names neither too much nor, by the test above, too little."""
-    trainee = Trainee(family.backbone, family.plain(), Config(mode="full"))
+    trainee = Trainee(family.backbone, family.plain(), Config(mode="full", dtype="fp32"))
     trainee.network.requires_grad_(True)
     _, gradients = step(family, trainee)
     idle = tuple(f"model.{name}." for name in family.backbone.idle(trainee.network.model))
