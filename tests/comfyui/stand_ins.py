@@ -62,17 +62,19 @@ def write_vaes(folder: Path, width: int) -> None:
     wan = comfy.ldm.wan.vae.WanVAE(
         dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True]
     )
-    tiny.save({k: filled(v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
+    tiny.save({k: filled(k, v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
     tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
     for name in ("ae", "sd3.5_vae"):
-        tiny.save({k: filled(v) for k, v in tae.items()}, folder / f"{name}.safetensors")
+        tiny.save({k: filled(k, v) for k, v in tae.items()}, folder / f"{name}.safetensors")
 
 
-def filled(weight: torch.Tensor) -> torch.Tensor:
-    """Random, and of a size that keeps the signal's."""
-    if weight.ndim < 2:  # biases, norms of one dimension, TAESD's scalars
-        return weight if weight.ndim == 0 or len(weight) and weight[0] == 1 else torch.zeros_like(weight)
-    if weight[0].numel() == 1 or all(n == 1 for n in weight.shape[1:]):  # a norm's gain
+def filled(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Random, and of a size that keeps the signal's; ComfyUI's layers leave their own values uninitialised."""
+    if weight.ndim == 0:  # TAESD's scale and shift
+        return weight
+    if name.endswith("bias"):
+        return torch.zeros_like(weight)
+    if weight.ndim == 1 or all(n == 1 for n in weight.shape[1:]):  # a norm's gain
         return torch.ones_like(weight)
     return torch.randn_like(weight) / weight[0].numel() ** 0.5
 
