@@ -20,11 +20,15 @@ def main(mode: str, argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 diverged, 2 bad input, 130 interrupted (and saved)."""
     argv = sys.argv[1:] if argv is None else argv
     given = vars(parser(mode, asked_model(argv), {"-h", "--help"} & set(argv)).parse_args(argv))
-    dry_run, file = given.pop("dry_run", False), given.pop("config", None)
+    dry_run, cards, file = given.pop("dry_run", False), given.pop("plan", 0), given.pop("config", None)
     try:
         config = resolve(mode, (read_file(file) if file else {}) | given)
         if dry_run:
             print(config.model_dump_json(indent=2))
+        elif cards:
+            from . import plan, sizes
+
+            print(plan.table(config.model, sizes.size(config.model), plan.setup_of(config, cards)))
         else:
             from .run import run  # only now: diffusers and peft take seconds to import
 
@@ -59,6 +63,9 @@ def parser(mode: str, model: str, help_wanted=True) -> argparse.ArgumentParser:
     )
     p.add_argument("--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options")
     p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
+    p.add_argument(
+        "--plan", nargs="?", const=1, type=int, metavar="CARDS", help="print the memory it takes, on so many cards with FSDP, and exit"
+    )
     shown = _Defaults(mode, model if help_wanted else "")
     groups: dict[str, Any] = {}
     for name, field in Config.model_fields.items():
@@ -68,6 +75,8 @@ def parser(mode: str, model: str, help_wanted=True) -> argparse.ArgumentParser:
         if title not in groups:
             groups[title] = p.add_argument_group(title)
         flag, help = "--" + name.replace("_", "-"), field.description.replace("%", "%%") + shown.of(name)
+        if {name, title} & shown.unread:
+            help = argparse.SUPPRESS
         if field.annotation is bool:
             groups[title].add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
         elif get_origin(field.annotation) is Literal:
@@ -82,6 +91,7 @@ class _Defaults:
 
     def __init__(self, mode: str, model: str):
         self.recipe = backbone(model).recipe(mode) if model else {}
+        self.unread = set(backbone(model).unread) if model else set()
 
     def of(self, name: str) -> str:
         value = self.recipe.get(name, Config.model_fields[name].default)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from twinflow.objective import Objective
@@ -51,6 +52,21 @@ class Config(BaseModel):
     name: str = setting("", "run", "name of the run and of its weights file (default: <model>-<mode>)")
     seed: int = setting(0, "run", "decides every draw, together with the step", ge=0)
     threads: int = setting(0, "run", "CPU threads; 0 leaves torch's choice", ge=0)
+
+    source: str = setting("", "model and data", "transformer: a diffusers folder, .safetensors, or hub id [the published one]")
+    encoders: str = setting("", "model and data", "text encoder and VAE: a diffusers folder or hub id [where the source is]")
+    data: str = setting(
+        "", "model and data", "pictures with .txt beside them (a folder), .jsonl, .parquet, or prompts (.txt, with --image-free); "
+        "several by comma, path*3 counts thrice",
+    )  # fmt: skip
+    resolution: int = setting(1024, "model and data", "pictures are cut to about this squared, in pixels", ge=32)
+    aspect: float = setting(2.0, "model and data", "widest and tallest bucket, long side to short; 1 is squares only", ge=1)
+    aspects: str = setting("1:1", "model and data", "shapes that --image-free trains, such as 1:1,3:2,2:3")
+    caption: str = setting("", "model and data", "caption of pictures that have none (default: they are skipped)")
+    caption_dropout: float = setting(0.0, "model and data", "share of rows trained under the guidance prompt", ge=0, le=1)
+    guidance_prompt: str = setting("", "model and data", "what guidance pushes away from; empty is the unconditional prompt")
+    cache: Path | None = setting(None, "cache", "folder of encoded pictures and captions (default: <out>/cache/<model>)")
+    encode_batch: int = setting(4, "cache", "pictures or captions that an encoder gets at a time", ge=1)
 
     base: Path | None = setting(
         None, "base", "weights file of a base to start from, prompts.safetensors beside it (default: train one)"
@@ -102,7 +118,10 @@ class Config(BaseModel):
     order: int = setting(2, "objective", "steps of the teacher's journey (RCGM order); 0 is flow matching")
     difference: float = setting(0.01, "objective", "time step of the consistency target")
     reach: float = setting(1.0, "objective", "how far below t the target time may lie, a share of t")
-    guidance: float = setting(0.0, "objective", "how much of (conditional - unconditional) is added to the target")
+    guidance: float = setting(1.0, "objective", "CFG scale that the model learns to have built in; 1 is off", ge=1)
+    guidance_ratio: float | None = setting(
+        None, "objective", "the method's own number in place of the scale: what of (conditional - unconditional) is added", ge=0
+    )
     guidance_range: Pair = setting((0.0, 1.0), "objective", "only rows with low < t < high are guided")
     guide: Literal["teacher", "base"] = setting("teacher", "objective", "who guides: the (EMA) teacher or the frozen base")
     base_time: Literal["t", "folded"] = setting("t", "objective", "with --time fold, the time at which the base is asked")
@@ -118,16 +137,39 @@ class Config(BaseModel):
     barron_scale: float = setting(1e-3, "objective", "Barron's scale")
     image_free: bool = setting(False, "objective", "train on the model's own samples, without looking at images")
 
+    save_dtype: Literal["auto", "fp32", "bf16"] = setting("auto", "output", "of the weights file; auto: as --dtype")
+
     log_every: int = setting(10, "logging", "steps between lines of metrics.csv", ge=1)
     sample_every: int = setting(500, "logging", "steps between sample grids; 0 is none", ge=0)
+    prompts: str = setting(
+        "", "logging", "prompts of the sample grids: a .txt, or .jsonl for an edit model [the first captions of the data]"
+    )
+    validation: str = setting("", "logging", "rows for the loss on what is not trained on, in the forms of --data [none]")
+    validate_every: int = setting(500, "logging", "steps between validations", ge=1)
     save_every: int = setting(500, "logging", "steps between checkpoints", ge=1)
     keep: int = setting(2, "logging", "checkpoints kept", ge=1)
     tracker: Literal["auto", "tensorboard", "wandb", "none"] = setting("auto", "logging", "auto: TensorBoard where installed")
-    evaluate: int = setting(2000, "logging", "samples a stage for the table at the end (digits); 0 skips it", ge=0)
+    evaluate: int = setting(2000, "logging", "samples a stage for the table at the end; 0 skips it", ge=0)
 
     @model_validator(mode="after")
     def _objective_is_possible(self):
         share_out(self.batch, self.objective().roles, parts=self.accumulation)
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_is_possible(self):
+        if self.guide == "base":
+            return self
+        if self.target == "data" and (self.guidance_ratio or 0) >= 1:
+            raise ValueError(
+                f"--guidance-ratio is {self.guidance_ratio:g}, which has no fixed point when the teacher guides itself (scale "
+                "1 / (1 - ratio)); expected a ratio below 1, --guidance SCALE, or --guide base"
+            )
+        if self.target == "guide" and self.objective().guidance != 1:
+            raise ValueError(
+                "--target guide makes the teacher's guided velocity its own target, which has no fixed point; "
+                "expected --guide base, or --guidance 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -141,7 +183,22 @@ class Config(BaseModel):
         return self
 
     def objective(self) -> Objective:
-        return Objective(**{name: getattr(self, name) for name in Objective.__dataclass_fields__})
+        values = {name: getattr(self, name) for name in Objective.__dataclass_fields__}
+        return Objective(**values | {"guidance": self.ratio()})
+
+    def ratio(self) -> float:
+        """The objective's guidance for the scale w: w itself where the guide's velocity is the target; added to the data's,
+        w - 1 of a frozen base, and 1 - 1/w of a teacher that follows the student (so that w is the fixed point)."""
+        if self.guidance_ratio is not None:
+            return self.guidance_ratio
+        if self.target == "guide":
+            return self.guidance
+        return self.guidance - 1 if self.guide == "base" else 1 - 1 / self.guidance
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
 
     @property
     def folder(self) -> Path:
@@ -149,7 +206,7 @@ class Config(BaseModel):
 
     def hash(self, *, base: bool = False) -> str:
         """Of what decides the weights: names, places and logging aside.  base: of what decides the base only."""
-        groups = ("base",) if base else ("base", "training", "adapter", "objective")
+        groups = ("base",) if base else ("model and data", "base", "training", "adapter", "objective")
         names = [n for n, f in Config.model_fields.items() if f.json_schema_extra["group"] in groups]
         own = [] if base else ["mode", "dtype", "quantize"]
         values = self.model_dump(mode="json", include={"model", "seed", *own, *names})
@@ -164,12 +221,19 @@ def resolve(mode: str, given: dict) -> Config:
         hint = f"did you mean {' or '.join(near)}?" if near else "expected a name that --help lists, with _ for -"
         raise TrainerError(f"setting {unknown[0]!r} is unknown; {hint}")
     model = given.get("model", Config.model_fields["model"].default)
-    values = {"mode": mode, "name": f"{model}-{mode}"} | backbone(model).recipe(mode)
+    known = backbone(model)
+    for name in given:
+        if {name, Config.model_fields[name].json_schema_extra["group"]} & set(known.unread):
+            raise TrainerError(f"--{name.replace('_', '-')} means nothing to {model}; leave it out (see --help --model {model})")
+    values = {"mode": mode, "name": f"{model}-{mode}"} | known.recipe(mode)
     preset = given.get("preset")
     if preset:
         if preset not in OBJECTIVES:
             raise TrainerError(f"preset is {preset!r}; expected one of {', '.join(OBJECTIVES)}")
-        values |= vars(OBJECTIVES[preset])
+        published = dict(vars(OBJECTIVES[preset]))
+        values |= {"guidance_ratio": published.pop("guidance")} | published
+    if "guidance" in given:
+        values.pop("guidance_ratio", None)
     try:
         return Config(**values | given)
     except ValidationError as error:

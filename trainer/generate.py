@@ -5,20 +5,19 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from twinflow import sampler
 from twinflow.objective import Velocity
 from twinflow.presets import Sampling
-from twinflow.prompts import load_prompts
 from twinflow.weights import Provenance, WeightsError, load, read_header
 
 from . import TrainerError, report
 from .adapters import PREFIX, VelocityModel, load_adapter
 from .backbones import Backbone, backbone
 from .config import read_config
-
-CHUNK = 500  # rows sampled at once
 
 
 def noise(rows: int, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -27,11 +26,11 @@ def noise(rows: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(velocity: Velocity, start: Tensor, cond: tuple[Tensor, ...], sampling: Sampling, *, seed: int = 0) -> Tensor:
-    """Latents (B, ...) from the noise `start` (B, ...), under cond with the batch first."""
+def generate(velocity: Velocity, start: Tensor, cond: tuple[Tensor, ...], sampling: Sampling, *, seed: int = 0, chunk: int = 500) -> Tensor:
+    """Latents (B, ...) from the noise `start` (B, ...), under cond with the batch first; chunk: rows at once."""
     generator, times, out = torch.Generator().manual_seed(seed), sampling.times(), []
-    for first in range(0, len(start), CHUNK):
-        part = slice(first, first + CHUNK)
+    for first in range(0, len(start), chunk):
+        part = slice(first, first + chunk)
         c = tuple(tensor[part].to(start.device) for tensor in cond)
         out.append(
             sampler.sample(
@@ -76,12 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     """python -m trainer.generate RUN: pictures from a finished run's files.  Exit code 0, or 2 for bad input."""
     p = argparse.ArgumentParser(
         prog="python -m trainer.generate",
-        description="Draw pictures with a finished run, from its files alone.",
-        epilog="python -m trainer.generate runs/digits-lora --prompts 3,7 --steps 2 --output digits.png",
+        description="Draw pictures with a finished run, from its weights file.",
+        epilog="python -m trainer.generate runs/digits-lora --prompts 3 7 --steps 2 --output digits.png",
     )
     p.add_argument("run", type=Path, help="the run's folder")
-    p.add_argument("--prompts", help="names from the run's prompts.safetensors, comma-separated (default: all)")
+    p.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help="what to draw (digits: 0 to 9; default: all)")
+    p.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="pictures to edit (edit models)")
     p.add_argument("--steps", type=int, help="network evaluations: one of the file's recommended settings (default: the first)")
+    p.add_argument("--size", metavar="WxH", help="in pixels (default: a square of the resolution trained at)")
     p.add_argument("--each", type=int, default=5, help="pictures a prompt (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the initial noise (default: %(default)s)")
     p.add_argument("--output", type=Path, default=Path("generated.png"), help="PNG to write (default: %(default)s)")
@@ -101,19 +102,34 @@ def draw(args: argparse.Namespace) -> None:
     steps = args.steps or next(iter(by_steps))
     if steps not in by_steps:
         raise TrainerError(f"--steps {steps}: {weights} recommends settings for {', '.join(map(str, by_steps))} steps")
-    prompts = load_prompts(args.run / "prompts.safetensors")
-    names = args.prompts.split(",") if args.prompts else [name for name in prompts if name]
-    if unknown := [name for name in names if name not in prompts]:
-        raise TrainerError(f"--prompts {unknown[0]!r} is unknown; expected some of {', '.join(n for n in prompts if n)}")
     if args.each < 1:
         raise TrainerError(f"--each is {args.each}; expected 1 or more")
-    network = load_trained(model, model.plain(args.run / "base.safetensors"), weights)
-    cond = model.collate([prompts[name] for name in names for _ in range(args.each)])
-    start = noise(len(names) * args.each, model.latent_shape, args.seed)
-    made = model.decode(generate(network, start, cond, by_steps[steps], seed=args.seed))
+    size, device = size_of(args.size, config, model), Accelerator().device
+    conditions = model.conditions(config, args.run, args.prompts, args.reference, device)
+    network = load_trained(model, model.plain(config, args.run), weights).to(device)
+    start = noise(len(conditions) * args.each, model.shape(network.model, size), args.seed).split(args.each)
+    latents = []
+    for x, cond in zip(start, tqdm(conditions.values(), desc="drawing", unit="prompt")):
+        cond = tuple(c.expand(args.each, *c.shape[1:]) for c in cond)
+        latents.append(generate(network, x.to(device), cond, by_steps[steps], seed=args.seed, chunk=model.chunk))
+    del network
+    made = model.pictures(config, latents, device)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    report.grid({f"{config.name}, {steps} NFE": made.unflatten(0, (len(names), args.each))}, args.output, scale=8)
+    report.grid({f"{config.name}, {steps} NFE": made}, args.output, scale=max(1, 64 // made[0].shape[-1]))
     print(f"drew {args.output}")
+
+
+def size_of(text: str | None, config, model: Backbone) -> tuple[int, int]:
+    """(height, width) of what --size says.  Raises TrainerError."""
+    if text is None:
+        return config.resolution, config.resolution
+    width, by, height = text.partition("x")
+    multiple = getattr(model, "pixels", 0)
+    if not multiple:
+        raise TrainerError(f"--size means nothing to {model.name}; leave it out")
+    if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)) or int(width) % multiple or int(height) % multiple:
+        raise TrainerError(f"--size is {text!r}; expected WIDTHxHEIGHT, both multiples of {multiple}, such as 1024x768")
+    return int(height), int(width)
 
 
 if __name__ == "__main__":

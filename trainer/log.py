@@ -5,8 +5,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-FIELDS = ("stage", "step", "seconds", "rate", "loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify",
-          "grad_norm", "skipped")  # fmt: skip
+TERMS = ("loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify")
+FIELDS = ("stage", "step", "seconds", "rate", *TERMS, "grad_norm", "skipped", *(f"validation_{term}" for term in TERMS))
 
 
 class Log:
@@ -29,9 +29,9 @@ class Log:
                 writer.writeheader()
                 writer.writerows(self.rows)
 
-    def step(self, step: int, seconds: float, rate: float, values: dict[str, float], *, last: bool = False) -> None:
-        """Note one step; the terms of the loss by their names."""
-        if not (step % self.every == 0 or last) or not self.accelerator.is_main_process:
+    def step(self, step: int, seconds: float, rate: float, values: dict[str, float], *, now: bool = False) -> None:
+        """Note one step; the terms of the loss by their names.  now: whether or not it is its turn."""
+        if not (step % self.every == 0 or now) or not self.accelerator.is_main_process:
             return
         row = {"stage": self.stage, "step": step, "seconds": f"{seconds:.2f}", "rate": f"{rate:.6g}"}
         row |= {name: f"{value:.6g}" for name, value in values.items()}

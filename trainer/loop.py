@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -35,8 +36,9 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Condition, Condition]:
-        """These rows (B,): latents (B, C, H, W), their condition, and the unconditional one in the same shapes."""
+    def batch_at(self, index: int, batch: int, seed: int) -> tuple[Tensor, Condition, Condition]:
+        """Micro-batch number `index`, counted over all processes from the run's start: latents (B, C, H, W), their
+        condition, and the unconditional one in the same shapes.  A function of these arguments alone."""
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Job:
     (see optimizers) and a "peak" learning rate.
     averages: decay by key, kept of the tensors; "teacher" is updated before the step, all others after it.
     teacher, guide: given the averages, the networks of the objective (None: the student itself).
+    validation: rows for the loss on what is not trained on, every validate_every steps and after the last.
     observe: called with (step, values by average's key, "last" among them) for pictures; by every process where the
     weights are sharded, else by the main one.
     """
@@ -68,24 +71,20 @@ class Job:
     averages: dict[str, float] = field(default_factory=dict)
     teacher: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
     guide: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
+    validation: Data | None = None
+    validate_every: int = 0
     observe: Callable[[int, dict[str, Tensor]], None] | None = None
     observe_every: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of one step, in one process."""
+        return self.batch * self.accumulation
 
 
 def seed_of(*parts) -> int:
     """A generator's seed for these parts of an address such as (seed, "draw", step, part, process)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
-
-
-def rows_at(position: int, count: int, total: int, seed: int) -> Tensor:
-    """`count` row numbers from this position of an endless sequence of shuffled epochs of `total` rows."""
-    rows = []
-    while count:
-        epoch, offset = divmod(position, total)
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed_of(seed, "epoch", epoch)))
-        rows.append(order[offset : offset + count])
-        position, count = position + len(rows[-1]), count - len(rows[-1])
-    return torch.cat(rows)
 
 
 def learning_rate(step: int, steps: int, warmup: int, schedule: str) -> float:
@@ -133,6 +132,13 @@ def train(
         accelerator.print(f"going on with {job.name} from {path} (step {state.step} of {job.steps})")
     log.open_stage(job.name, state.step, state.seconds)
     trainer = Step(job, network, accelerator, averages, seed)
+
+    def look():
+        if job.observe and job.observe_every and (accelerator.is_main_process or trainer.sharded):
+            job.observe(state.step, values(job, averages))
+
+    if state.step == 0:
+        look()
     bar = tqdm(total=job.steps, initial=state.step, desc=job.name, unit="step", disable=not accelerator.is_main_process,
                dynamic_ncols=True, mininterval=0.5)  # fmt: skip
     failures, began = 0, time.perf_counter() - state.seconds
@@ -160,27 +166,31 @@ def train(
                 )
             state.step += 1
             state.seconds = time.perf_counter() - began
-            log.step(
-                state.step,
-                state.seconds,
-                rate,
-                terms | {"grad_norm": norm, "skipped": state.skipped},
-                last=state.step == job.steps,
-            )
-            bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()}, refresh=False)
+            last, notes = state.step == job.steps, {"grad_norm": norm, "skipped": state.skipped}
+            if job.validation and (state.step % job.validate_every == 0 or last):
+                notes |= trainer.validate(job.validation)
+            log.step(state.step, state.seconds, rate, terms | notes, now=last or "validation_loss" in notes)
+            if bar.n % 8 == 0 or last:  # reading the memory is not free
+                usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()} | usage, refresh=False)
             bar.update()
             stop = said_anywhere(interrupts.wanted, accelerator)
             if state.step % save_every == 0 or state.step == job.steps or stop:
                 checkpoint.write(state, folder, config_hash, keep, main=accelerator.is_main_process)
                 accelerator.wait_for_everyone()
-            if job.observe and job.observe_every and state.step % job.observe_every == 0:
-                if accelerator.is_main_process or trainer.sharded:
-                    job.observe(state.step, values(job, averages))
+            if last or (job.observe_every and state.step % job.observe_every == 0):
+                look()
             if stop and state.step < job.steps:
                 raise Stopped(
                     f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {checkpoint.newest(folder)}"
                 )
     return values(job, averages)
+
+
+def speed_and_memory(state: checkpoint.State, rows: int, device: torch.device) -> dict[str, str]:
+    """For the progress bar: pictures a second, and the memory: the GPU's at its highest, else the process's."""
+    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return {"img/s": f"{rows * state.step / max(state.seconds, 1e-9):.3g}", "GiB": f"{held / 2**30:.3g}"}
 
 
 def said_anywhere(said: bool, accelerator: Accelerator) -> bool:
@@ -211,24 +221,46 @@ class Step:
         if "teacher" in self.averages:
             self.averages["teacher"].update()
         sums: dict[str, list] = {}
-        for part, roles in enumerate(self.roles):
-            address = (self.seed, step, part, accelerator.process_index)
-            torch.manual_seed(seed_of(*address, "dropout"))
-            position = ((step * job.accumulation + part) * accelerator.num_processes + accelerator.process_index) * job.batch
-            x, cond, uncond = job.data.batch(rows_at(position, job.batch, len(job.data), self.seed))
-            x = x.to(accelerator.device)
-            cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
-            draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
+        for part in range(job.accumulation):
             last = part == job.accumulation - 1
             # sharded gradients are shared out every time: kept back, they would be whole
             with nullcontext() if last or self.sharded else accelerator.no_sync(self.network):
-                loss = twinflow.loss(
-                    self.network, x, cond, uncond, job.objective, roles, draws,
-                    teacher=self.teacher, guide=self.guide, alike=self.sharded,
-                )  # fmt: skip
+                loss = self.loss(job.data, step, part)
                 accelerator.backward(loss.total / job.accumulation)
-            for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
-                sums.setdefault(name, []).append(value)
+            note(sums, loss)
         norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.clip or math.inf)
-        means = accelerator.reduce(torch.stack([torch.stack(v).mean() for v in sums.values()]), "mean")
-        return dict(zip(sums, means.tolist())), float(norm)
+        return self.means(sums), float(norm)
+
+    @torch.no_grad()
+    def validate(self, data: Data) -> dict[str, float]:
+        """The loss terms over these rows, each seen once or nearly so, with the same draws every time."""
+        sums: dict[str, list] = {}
+        for step in range(math.ceil(len(data) / (self.job.rows * self.accelerator.num_processes))):
+            for part in range(self.job.accumulation):
+                note(sums, self.loss(data, step, part, "validation"))
+        return {f"validation_{name}": value for name, value in self.means(sums).items()}
+
+    def loss(self, data: Data, step: int, part: int, *purpose: str) -> twinflow.Loss:
+        """Of one micro-batch.  purpose: keeps its draws apart from those of training."""
+        job, accelerator = self.job, self.accelerator
+        address = (self.seed, *purpose, step, part, accelerator.process_index)
+        torch.manual_seed(seed_of(*address, "dropout"))
+        index = (step * job.accumulation + part) * accelerator.num_processes + accelerator.process_index
+        x, cond, uncond = data.batch_at(index, job.batch, self.seed)
+        x = x.to(accelerator.device)
+        cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
+        draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
+        return twinflow.loss(
+            self.network, x, cond, uncond, job.objective, self.roles[part], draws,
+            teacher=self.teacher, guide=self.guide, alike=self.sharded,
+        )  # fmt: skip
+
+    def means(self, sums: dict[str, list]) -> dict[str, float]:
+        """Over the micro-batches and the processes."""
+        means = self.accelerator.reduce(torch.stack([torch.stack(v).mean() for v in sums.values()]), "mean")
+        return dict(zip(sums, means.tolist()))
+
+
+def note(sums: dict[str, list], loss: twinflow.Loss) -> None:
+    for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+        sums.setdefault(name, []).append(value)

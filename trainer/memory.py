@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import TrainerError, activations
+from .block_swap import blocks
 from .sizes import Size
 
 GIB = 2**30
@@ -67,6 +68,7 @@ class Setup:
     accumulation: int = 1
     resolution: int = 1024
     checkpointing: bool = True
+    block_swap: int = 0
     gpus: int = 1
 
     def __post_init__(self):
@@ -82,6 +84,9 @@ class Setup:
                 raise TrainerError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}")
         if self.mode == "full" and self.quantize != "none":
             raise TrainerError(f"quantize is {self.quantize!r}; expected none: full training changes the weights themselves")
+        most = self.checkpointing and self.mode == "lora" and self.quantize != "nf4"
+        if self.block_swap < 0 or (self.block_swap and not most):
+            raise TrainerError(f"block_swap is {self.block_swap}; expected 0, or a LoRA with checkpointing, and not nf4")
         for name in ("rank", "batch", "accumulation", "resolution", "gpus"):
             if getattr(self, name) < 1:
                 raise TrainerError(f"{name} is {getattr(self, name)}; expected 1 or more")
@@ -103,7 +108,7 @@ class Plan:
         return sum(self.items.values())
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def skeleton(size: Size) -> nn.Module:
     """The transformer on the meta device, its second embedder installed."""
     with torch.device("meta"):
@@ -118,6 +123,7 @@ def kept(size: Size, mode: str, targets: str, rank: int, dtype: str, resolution:
     return activations.count(size, resolution, DTYPES[dtype], names, rank if mode == "lora" else 0)
 
 
+@lru_cache(maxsize=4096)
 def plan(size: Size, setup: Setup) -> Plan:
     """What this setup needs for a model of this size."""
     if setup.resolution % size.backbone.pixels:
@@ -128,7 +134,8 @@ def plan(size: Size, setup: Setup) -> Plan:
     tensors = list(trained(size, setup))
     count, copy = sum(t.numbers for t in tensors), sum(t.numbers * t.width for t in tensors)
     if setup.mode == "lora":
-        items = {f"weights ({setup.dtype if setup.quantize == 'none' else setup.quantize})": weights(model, second, setup)}
+        kind, away = setup.dtype if setup.quantize == "none" else setup.quantize, swapped(model, second, setup)
+        items = {f"weights ({kind})": weights(model, second, setup) - sum(away), "visiting blocks": 2 * max(away, default=0)}
         items["adapter"] = copy
     else:
         idle = sum(p.numel() for p in model.parameters()) - count
@@ -170,8 +177,7 @@ def trained(size: Size, setup: Setup) -> Iterator[Trained]:
 
 def largest_block(model: nn.Module) -> int:
     """Parameters of the largest of the model's repeated blocks."""
-    blocks = [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
-    return max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    return max(sum(p.numel() for p in block.parameters()) for block in blocks(model).values())
 
 
 def quantised(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -182,10 +188,15 @@ def quantised(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def weights(model: nn.Module, second: str, setup: Setup) -> float:
-    """Bytes of the frozen base."""
+    """Bytes of the frozen base, or of a part of it."""
     total = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second)) * BYTES[setup.dtype]
     if setup.quantize != "none":
         for _, layer in quantised(model):
             total += layer.weight.numel() * (STORED[setup.quantize] - BYTES[setup.dtype])
             total += layer.out_features * ROW[setup.quantize]
     return total
+
+
+def swapped(model: nn.Module, second: str, setup: Setup) -> list[float]:
+    """Bytes of each block that rests in host memory and visits the device when it is used."""
+    return [weights(block, second, setup) for block in list(blocks(model).values())[: setup.block_swap]]

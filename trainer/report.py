@@ -1,6 +1,6 @@
 """Pictures and tables of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,24 +16,32 @@ import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first
 MARGIN, GAP, HEAD = 6, 14, 26  # pixels
 
 
-def grid(columns: Mapping[str, Tensor], path: Path, *, scale: int = 5) -> None:
-    """Pictures side by side as PNG: columns of (rows, across, 1 or 3, H, W) in [0, 1] under their titles."""
-    blocks = []
-    for pictures in columns.values():
-        rows, across, channels, h, w = pictures.shape
-        framed = np.full((rows, across, h + 1, w + 1, channels), 1.0)
-        framed[:, :, :h, :w] = pictures.permute(0, 1, 3, 4, 2).cpu().numpy()
-        flat = framed.transpose(0, 2, 1, 3, 4).reshape(rows * (h + 1), across * (w + 1), channels)
-        flat = np.repeat(flat, 3 // channels, axis=2)
-        blocks.append(np.kron(flat, np.ones((scale, scale, 1))))
-    width = sum(b.shape[1] for b in blocks) + GAP * (len(blocks) - 1) + 2 * MARGIN
-    sheet = Image.new("RGB", (width, max(b.shape[0] for b in blocks) + HEAD + 2 * MARGIN), "white")
+def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, scale: int = 5) -> None:
+    """Pictures as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
+
+    The rows of all columns are as many, and line up; sizes may differ.  scale: pixels a pixel.
+    """
+    blocks = {title: [framed(row, scale) for row in rows] for title, rows in columns.items()}
+    heights = [max(b.shape[0] for b in row) for row in zip(*blocks.values(), strict=True)]
+    widths = [max(b.shape[1] for b in column) for column in blocks.values()]
+    size = sum(widths) + GAP * (len(widths) - 1) + 2 * MARGIN, sum(heights) + HEAD + 2 * MARGIN
+    sheet = Image.new("RGB", size, "white")
     draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(15), MARGIN
-    for title, block in zip(columns, blocks):
-        draw.text((x + block.shape[1] / 2, MARGIN), title, fill="black", font=font, anchor="mt")
-        sheet.paste(Image.fromarray((block * 255).round().astype(np.uint8)), (x, HEAD + MARGIN))
-        x += block.shape[1] + GAP
+    for (title, column), width in zip(blocks.items(), widths):
+        draw.text((x + width / 2, MARGIN), title, fill="black", font=font, anchor="mt")
+        for block, y in zip(column, np.cumsum([HEAD + MARGIN, *heights])):
+            sheet.paste(Image.fromarray(block), (x, int(y)))
+        x += width + GAP
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def framed(row: Tensor, scale: int) -> np.ndarray:
+    """Pictures (across, C, H, W) side by side as bytes (h, w, 3), a white line right of and below each."""
+    across, channels, h, w = row.shape
+    out = np.ones((h + 1, across, w + 1, channels), np.float32)
+    out[:h, :, :w] = row.permute(2, 0, 3, 1).float().cpu().numpy()
+    out = np.repeat(out.reshape(h + 1, across * (w + 1), channels), 3 // channels, axis=2)
+    return (out.repeat(scale, 0).repeat(scale, 1) * 255).round().astype(np.uint8)
 
 
 def losses(rows: list[dict], path: Path) -> None:

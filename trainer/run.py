@@ -11,7 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from twinflow.weights import save, write_json
 
-from . import TrainerError, optimizers, quantise, report, sharding
+from . import TrainerError, optimizers, plan, quantise, report, sharding, summary
 from .adapters import Trainee, With
 from .backbones import backbone
 from .config import Config, read_config
@@ -30,6 +30,7 @@ def run(config: Config) -> None:
         print(f"{folder} is finished; look at {folder / 'grid.png'}, or train another with --name or other settings")
         return
     accelerator = start_accelerator(config, folder)
+    plan.check_machine(config, accelerator.device)
     log = Log(folder / "metrics.csv", accelerator, config.log_every)
     write_json(config.model_dump(mode="json"), folder / "config.json")
 
@@ -57,7 +58,9 @@ def run(config: Config) -> None:
         averages={key: decay for key, decay in (("teacher", config.ema), ("weights", config.weights_ema)) if decay},
         teacher=lambda averages: averaged(trainee, averages),
         guide=lambda averages: trainee.base() if config.guide == "base" else None,
-        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder, accelerator.is_main_process),
+        validation=prepared.validation,
+        validate_every=config.validate_every,
+        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder, accelerator),
         observe_every=config.sample_every,
     )
     values = train(
@@ -74,12 +77,16 @@ def run(config: Config) -> None:
 def finish(config: Config, model, trainee: Trainee, best: dict, folder: Path, log: Log) -> None:
     """Write the weights file, then what is judged and drawn from that file."""
     weights = folder / f"{config.name}.safetensors"
-    save(trainee.file(best), weights, trainee.provenance(config.steps).to_metadata())
+    wide = (config.dtype if config.save_dtype == "auto" else config.save_dtype) == "fp32"
+    tensors = {name: t.to(torch.float32 if wide else torch.bfloat16) for name, t in trainee.file(best).items()}
+    save(tensors, weights, trainee.provenance(config.steps).to_metadata())
     print(f"wrote {weights}")
     report.losses(log.rows, folder / "loss.png")
     metrics = {"config_hash": config.hash(), "seconds": seconds(log.rows)}
     if config.evaluate:
         metrics |= model.evaluate(config, folder, weights)
+    summary.write(config, model, folder, log.rows, metrics)
+    print(f"read {folder / 'summary.md'}")
     write_json(metrics, folder / "metrics.json")
 
 
@@ -90,13 +97,13 @@ def averaged(trainee: Trainee, averages) -> With | None:
     return With(trainee.network, dict(zip(trainee.tensors, averages["teacher"].shadow)))
 
 
-def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, main: bool) -> None:
+def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, accelerator: Accelerator) -> None:
     """A grid of samples from the weights as they are now, from the same noise every time."""
     now = values.get("weights", values["last"])
-    made = model.preview(With(trainee.network, now), prepared)
-    if main:
+    made = model.preview(With(trainee.network, now), prepared, accelerator.device)
+    if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
-        report.grid(made, folder / "samples" / f"step-{step:06d}.png")
+        report.grid(made, folder / "samples" / f"step-{step:06d}.png", scale=max(1, 40 // next(iter(made.values()))[0].shape[-1]))
 
 
 def seconds(rows: list[dict]) -> dict[str, float]:

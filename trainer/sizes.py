@@ -72,12 +72,14 @@ def _sana(config, x, t, text, size) -> dict:
 _INPUTS = {"qwen_image": _qwen, "z_image": _z_image, "sd3": _sd3, "sana": _sana}
 
 
+_Z_IMAGE = Size("z_image", dict(), channels=16, factor=8, text=7.5)
 _QWEN = Size("qwen_image", dict(), channels=16, factor=8, text=15.4)
 SIZES: dict[str, Size] = {
     "qwen-image": _QWEN,
     "qwen-image-edit": replace(_QWEN, references=1),
-    "z-image": Size("z_image", dict(), channels=16, factor=8, text=7.5),
-    "sd3.5-medium": Size(
+    "z-image": _Z_IMAGE,
+    "z-image-turbo": _Z_IMAGE,
+    "sd3.5": Size(
         "sd3",
         dict(
             num_layers=24,
@@ -119,7 +121,7 @@ SIZES: dict[str, Size] = {
         factor=32,
         text=4.9,
     ),
-    "sana-1.6b": Size("sana", dict(), channels=32, factor=32, text=4.9),
+    "sana": Size("sana", dict(), channels=32, factor=32, text=4.9),
 }
 
 

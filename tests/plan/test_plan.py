@@ -11,6 +11,7 @@ from torch import nn
 from trainer import TrainerError, memory, optimizers, plan
 from trainer.activations import Counter
 from trainer.adapters import Trainee
+from trainer.cli import main
 from trainer.config import Config
 from trainer.memory import GIB, KEPT_WHOLE, Setup
 from trainer.sizes import SIZES, size
@@ -44,10 +45,10 @@ def nbytes(tensors):
         ("qwen-image", 20.43, 38.1),
         ("qwen-image-edit", 20.43, 38.1),
         ("z-image", 6.15, 11.5),
-        ("sd3.5-medium", 2.24, 4.2),
+        ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),
-        ("sana-1.6b", 1.60, 3.0),
+        ("sana", 1.60, 3.0),
     ],
 )
 def test_published_sizes(name, billions, gib):
@@ -237,14 +238,27 @@ def test_sharding():
     assert four.items["blocks gathered by FSDP"] > 0 and "blocks gathered by FSDP" not in one.items
 
 
-def test_table_and_command_line(capsys, monkeypatch):
-    monkeypatch.setitem(SIZES, "tiny", TINY["sana-1.6b"])
-    assert plan.main(["--model", "tiny", "--resolution", "128", "--rank", "4", "--no-checkpointing"]) == 0
+def test_table_and_command_line(capsys):
+    """The trainer's own options, without data, without weights."""
+    options = ["--model", "sana-0.6b", "--resolution", "256", "--rank", "4", "--no-checkpointing", "--plan"]
+    assert main("lora", options) == 0
     text = capsys.readouterr().out
     for part in ("LoRA rank 4", "weights (bf16)", "activations", "on disk", " 12 GB  fits", " 80 GB  fits"):
         assert part in text
-    assert plan.main(["--model", "nonsense"]) == 2
+    assert main("full", ["--model", "sana-0.6b", "--resolution", "256", "--plan", "4"]) == 0
+    assert "4 cards" in capsys.readouterr().out
+    assert main("lora", ["--model", "digits", "--plan"]) == 2
     assert "expected one whose size is known: qwen-image" in capsys.readouterr().err
+
+
+def test_swapped_blocks_leave_the_card():
+    tiny, setup = TINY["qwen-image"], replace(SETUP, checkpointing=True)
+    model = memory.skeleton(tiny)
+    whole, two = memory.plan(tiny, setup), memory.plan(tiny, replace(setup, block_swap=2))
+    away = sum(p.numel() for block in model.transformer_blocks[:2] for p in block.parameters()) * 2
+    assert whole.items["weights (bf16)"] - two.items["weights (bf16)"] == away
+    assert two.items["visiting blocks"] == away  # two at a time, and these are as large as each other
+    assert any("--block-swap" in flags for flags, _ in plan.changes(setup, blocks=60))
 
 
 def test_cache_on_disk():
@@ -269,7 +283,7 @@ def test_bad_settings(change, message):
 
 def test_resolution_must_suit_the_model():
     with pytest.raises(TrainerError, match="resolution is 1000; expected a multiple of 32"):
-        memory.plan(SIZES["sana-1.6b"], Setup(resolution=1000))
+        memory.plan(SIZES["sana"], Setup(resolution=1000))
 
 
 def test_sizes_are_settings_of_the_class():

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from twinflow.objective import Condition
 from twinflow.presets import OBJECTIVES, SAMPLING, Sampling
 from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
@@ -22,6 +23,7 @@ from twinflow.weights import load, read_header, save
 
 from .. import TrainerError, optimizers, quality, sharding
 from ..adapters import check_fits
+from ..data.order import rows_at
 from ..generate import Plain, generate, load_trained, noise
 from ..log import Log
 from ..loop import Job, train
@@ -95,7 +97,8 @@ class Labelled:
     def __len__(self) -> int:
         return len(images()[0])
 
-    def batch(self, rows: Tensor):
+    def batch_at(self, index: int, batch: int, seed: int):
+        rows = torch.tensor([row for _, row in rows_at(index * batch, batch, len(self), seed)])
         x, y = images()[0][rows], images()[1][rows]
         empty = torch.full_like(y, CLASSES)
         if self.table is None:
@@ -119,11 +122,11 @@ class Base(nn.Module):
 
 @dataclass
 class Prepared:
-    """model: the plain transformer.  data: what to train on.  prompts: by name."""
+    """model: the plain transformer.  data: what to train on."""
 
     model: nn.Module
     data: Labelled
-    prompts: dict[str, Prompt]
+    validation: None = None  # the test part is the judge's
 
 
 class Digits:
@@ -132,8 +135,9 @@ class Digits:
     second_embedder = SECOND_EMBEDDERS["qwen-image"]
     prefix = qwen_image.BACKBONE.prefix
     latent_shape = (3, SIDE, SIDE)
+    chunk = 500
+    unread = ("model and data", "cache", "prompts", "validation", "validate_every")
     velocity = staticmethod(qwen_image.velocity)
-    decode = staticmethod(decode)
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
         Sampling(2, "any", 0.0, end_gap=0.6),
@@ -181,26 +185,44 @@ class Digits:
             if not base.exists():
                 pretrain(config, cache, accelerator, own_log)
             log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
-        model, prompts = self.plain(base), load_prompts(base.parent / "prompts.safetensors")
+        model, prompts = self.read(base), load_prompts(base.parent / "prompts.safetensors")
         if missing := [name for name in NAMES if name not in prompts]:
             raise TrainerError(f"{base.parent / 'prompts.safetensors'}: has no prompt {missing[0]!r}; expected {NAMES}")
         save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
         save_prompts(folder / "prompts.safetensors", prompts)
-        return Prepared(model, Labelled(self.collate([prompts[name] for name in NAMES])), prompts)
+        return Prepared(model, Labelled(self.collate([prompts[name] for name in NAMES])))
 
-    def plain(self, path: Path) -> QwenImageTransformer2DModel:
+    def read(self, path: Path) -> QwenImageTransformer2DModel:
         """The transformer from a base file."""
         model = self.transformer(torch.Generator().manual_seed(0))
         check_fits(read_header(path).tensors, model, path)
         model.load_state_dict(load(path))
         return model.eval()
 
-    def preview(self, network, prepared: Prepared) -> dict[str, Tensor]:
-        """Columns of a grid: rows by digit at 1, 2 and 4 NFE, always from the same noise."""
+    def preview(self, network, prepared: Prepared, device) -> dict[str, list[Tensor]]:
+        """Rows by digit at 1, 2 and 4 NFE."""
         labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
-        start, cond = noise(len(labels), self.latent_shape, 0), tuple(c[labels] for c in prepared.data.table)
+        start, cond = noise(len(labels), self.latent_shape, 0).to(device), tuple(c[labels] for c in prepared.data.table)
         made = {s.steps: decode(generate(network, start, cond, s)) for s in self.sampling if s.steps <= 4}
-        return {f"{n} NFE": x.unflatten(0, (CLASSES, -1)) for n, x in made.items()}
+        return {f"{n} NFE": list(x.unflatten(0, (CLASSES, -1))) for n, x in made.items()}
+
+    def plain(self, config, folder: Path) -> nn.Module:
+        return self.read(folder / "base.safetensors")
+
+    def conditions(self, config, folder: Path, texts: list[str], references: list[Path], device) -> dict[str, Condition]:
+        """Prompts are names of the run's own: 0 to 9."""
+        prompts = load_prompts(folder / "prompts.safetensors")
+        if unknown := [name for name in texts if name not in prompts]:
+            raise TrainerError(f"--prompts {unknown[0]!r} is unknown; expected some of {', '.join(n for n in prompts if n)}")
+        if references:
+            raise TrainerError("--reference is for models that edit pictures; leave it out for digits")
+        return {name: self.collate([prompts[name]]) for name in texts or NAMES[:CLASSES]}
+
+    def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
+        return self.latent_shape
+
+    def pictures(self, config, latents: list[Tensor], device) -> list[Tensor]:
+        return [decode(x) for x in latents]
 
     def evaluate(self, config, folder: Path, weights: Path) -> dict:
         """Samples of both stages from the files of the run, their quality, the table and grid.png."""
@@ -208,8 +230,8 @@ class Digits:
         labels = torch.arange(config.evaluate) % CLASSES
         table = self.collate([prompts[name] for name in NAMES])
         cond, start = tuple(c[labels] for c in table), noise(config.evaluate, self.latent_shape, config.seed + 1)
-        base = Plain(self, self.plain(folder / "base.safetensors"))
-        distilled = load_trained(self, self.plain(folder / "base.safetensors"), weights)
+        base = Plain(self, self.read(folder / "base.safetensors"))
+        distilled = load_trained(self, self.read(folder / "base.safetensors"), weights)
         made = {("base", s.steps): decode(generate(base, start, cond, s)) for s in self.base_sampling}
         made |= {("distilled", s.steps): decode(generate(distilled, start, cond, s)) for s in self.sampling}
         return quality.evaluate(made, labels, folder)

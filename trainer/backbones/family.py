@@ -23,6 +23,7 @@ from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
 from . import sources
+from .cached import Cached
 from .images import ImageCodec
 
 
@@ -46,17 +47,17 @@ class TextEncoder:
         return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
 
 
-class Family:
+class Family(Cached):
     """A Backbone whose parts are diffusers' classes; a subclass names them, and says how a prompt is encoded.
 
     repository: the hub's copy of the published model, for the parts that a source lacks.  pixels: sides of pictures are
-    multiples of this.  prefix: of the LoRA's names in a file.  text_parts: the pipeline's text components.
+    multiples of this.  factor: pixels that one latent is wide.  prefix: of the LoRA's names in a file.  text_parts: the pipeline's text components.
     """
 
     name: str
     base_model: str
     repository: str
-    pixels = 16
+    pixels, factor = 16, 8
     prefix = "diffusion_model."
     sampling: tuple[Sampling, ...] = tuple(SAMPLING.values())
     second_embedder: SecondEmbedder
@@ -68,6 +69,11 @@ class Family:
     flags: tuple[str, ...] = ()  # settings without which the transformer is another: not every diffusers has them
     markers: tuple[str, ...] = ()  # tensors of a file that say something of the model and are not its weights
     presets: dict[str, str]  # of LoRA targets: names of linear layers, as a regular expression of the full name
+
+    def recipe(self, mode: str) -> dict:
+        """The published roles, one row at a time and all of them in every step, so that they fit on one card."""
+        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
+        return own | dict(batch=1, accumulation=4, steps=3000, warmup=100, ema=0.99, guidance=2.0)
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""

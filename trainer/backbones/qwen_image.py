@@ -89,10 +89,6 @@ class QwenImage(Family):
     presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
     velocity = staticmethod(velocity)
 
-    def recipe(self, mode: str) -> dict:
-        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
-        return own | dict(batch=1, accumulation=4, ema=0.99, guidance=0.5, evaluate=0)
-
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         (head,), (inner,) = shapes["transformer_blocks.0.attn.norm_q.weight"], shapes["img_in.bias"]
         return dict(
@@ -105,6 +101,9 @@ class QwenImage(Family):
             joint_attention_dim=shapes["txt_norm.weight"][0],
             axes_dims_rope=axes(head, head * 7 // 16),
         )
+
+    def channels(self, model: nn.Module) -> int:
+        return model.config.out_channels  # what goes in is packed
 
     def encode_prompt(self, pipeline, text: str) -> Prompt:
         embeds, _ = pipeline.encode_prompt(text, device=pipeline.device)  # one prompt has no padding

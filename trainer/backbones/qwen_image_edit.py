@@ -24,6 +24,7 @@ class QwenImageEdit(QwenImage):
     name = base_model = "qwen-image-edit"
     repository = "Qwen/Qwen-Image-Edit-2511"
     pipeline_class = "QwenImageEditPlusPipeline"
+    edits = True
     flags, markers = ("zero_cond_t",), (TIME_ZERO,)
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:

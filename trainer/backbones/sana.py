@@ -36,16 +36,12 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two")
 class Sana(Family):
     name = base_model = "sana"
     repository = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
-    pixels = 32
+    pixels = factor = 32
     prefix = "transformer."  # diffusers': ComfyUI has no SANA
     second_embedder = SECOND_EMBEDDERS["sana"]
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
     velocity = staticmethod(velocity)
-
-    def recipe(self, mode: str) -> dict:
-        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
-        return own | dict(batch=4, accumulation=1, ema=0.99, guidance=0.5, evaluate=0)
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         """Of the two published widths; how another is shared among heads is in no tensor."""
@@ -78,4 +74,9 @@ class Sana(Family):
         return Prompt(text, embeds[0][mask[0].bool()])
 
 
-BACKBONE = Sana()
+class Small(Sana):
+    name = "sana-0.6b"
+    repository = "Efficient-Large-Model/Sana_600M_1024px_diffusers"
+
+
+BACKBONE, SMALL = Sana(), Small()

@@ -47,10 +47,6 @@ class SD3(Family):
     }
     velocity = staticmethod(velocity)
 
-    def recipe(self, mode: str) -> dict:
-        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
-        return own | dict(batch=1, accumulation=4, ema=0.99, guidance=0.5, evaluate=0)
-
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         caption, joint = shapes["context_embedder.weight"]
         count = blocks(shapes, "transformer_blocks.{}.attn.to_q.weight")
@@ -85,4 +81,9 @@ class SD3(Family):
         return [last + name for name in ("add_q_proj", "norm_added_q")]
 
 
-BACKBONE = SD3()
+class Large(SD3):
+    name = "sd3.5-large"
+    repository = "stabilityai/stable-diffusion-3.5-large"
+
+
+BACKBONE, LARGE = SD3(), Large()

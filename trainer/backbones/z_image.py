@@ -35,7 +35,7 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two")
 
 class ZImage(Family):
     name = base_model = "z-image"
-    repository = "Tongyi-MAI/Z-Image-Turbo"
+    repository = "Tongyi-MAI/Z-Image"
     second_embedder = SECOND_EMBEDDERS["z-image"]
     layout = layouts.Z_IMAGE
     transformer_class, pipeline_class, vae_class = "ZImageTransformer2DModel", "ZImagePipeline", "AutoencoderKL"
@@ -44,11 +44,6 @@ class ZImage(Family):
         "attention+mlp": r"(layers|\w+_refiner)\..*\.(attention|feed_forward)\..*",
     }
     velocity = staticmethod(velocity)
-
-    def recipe(self, mode: str) -> dict:
-        """Without guidance: Turbo has it distilled in."""
-        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
-        return own | dict(batch=1, accumulation=4, ema=0.99, guidance=0.0, evaluate=0)
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         (head,), (dim,) = shapes["layers.0.attention.norm_q.weight"], shapes["cap_embedder.1.bias"]
@@ -69,4 +64,13 @@ class ZImage(Family):
         return Prompt(text, embeds)
 
 
-BACKBONE = ZImage()
+class Turbo(ZImage):
+    name = "z-image-turbo"
+    repository = "Tongyi-MAI/Z-Image-Turbo"
+
+    def recipe(self, mode: str) -> dict:
+        """Without guidance: it is distilled in."""
+        return super().recipe(mode) | dict(guidance=1.0)
+
+
+BACKBONE, TURBO = ZImage(), Turbo()

@@ -100,6 +100,14 @@ class CachedData:
             return self._stack([sample.target for sample in rows]), cond, uncond
         return torch.zeros(batch, *self.latents(*rows[0].size)), cond, uncond
 
+    def first(self, count: int | None) -> list[tuple[Caption, tuple[int, int], Condition]]:
+        """Of so many different rows from the first on (None: all): the first caption, the size, the condition for one row."""
+        samples, latents = list(dict.fromkeys(self.rows))[:count], lambda shot: self._stack([shot])
+        return [
+            (s.captions[0], s.size, self.collate([self.cache.prompt(s.captions[0])]) + tuple(map(latents, s.references)))
+            for s in samples
+        ]
+
     def caption(self, epoch: int, row: int, seed: int) -> Caption:
         """The caption that this row has in this epoch, which may be the null prompt."""
         sample = self.rows[row]

@@ -1,0 +1,103 @@
+"""Whole runs of the trainer's command on the tiny model of every family: from pictures to files, grids and samples."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.cli import main
+from trainer.generate import main as draw
+from twinflow.weights import Provenance, load, read_header
+
+from .conftest import FAMILIES
+
+RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "1", "--validate-every", "1", "--log-every", "1", "--threads", "1",
+       "--dtype", "fp32", "--guidance", "2", "--warmup", "0", "--tracker", "none"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Five pictures with captions, as a folder and, for editing, with a source each in pairs.jsonl."""
+    folder, g = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(5):
+        picture = Image.fromarray(g.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((80, 64 + 16 * (i % 2)))
+        picture.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a cat {i}\na dog {i}\n")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.txt").write_text("a broken picture")
+    pairs = [dict(source=f"{i}.png", target=f"{(i + 1) % 5}.png", instruction=f"turn it {i}") for i in range(4)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return folder
+
+
+def options(family, whole, photos, out):
+    edits = family.backbone.edits
+    data = str(photos / "pairs.jsonl" if edits else photos)
+    return ["--model", family.backbone.name, "--source", str(whole.folder), "--data", data, "--validation", data,
+            "--out", str(out), *RUN]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys):
+    backbone, name = family.backbone, f"{family.backbone.name}-{mode}"
+    rank = ["--rank", "2"] if mode == "lora" else ["--lr", "1e-3"]
+    assert main(mode, [*options(family, whole, photos, tmp_path), *rank]) == 0, capsys.readouterr().err
+    folder = tmp_path / name
+    assert {p.name for p in (folder / "samples").iterdir()} == {f"step-{n:06d}.png" for n in range(3)}
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    last = dict(zip(rows[0].split(","), rows[-1].split(",")))
+    for term in ("loss", "one_step", "multi_step", "any_step", "fake"):
+        assert math.isfinite(float(last[term])) and math.isfinite(float(last[f"validation_{term}"])), term
+    provenance = Provenance.from_metadata(read_header(folder / f"{name}.safetensors").metadata)
+    assert (provenance.base_model, provenance.time) == (backbone.base_model, "two")
+    assert all(t.isfinite().all() for t in load(folder / f"{name}.safetensors").values())
+    if not backbone.edits:
+        report = json.loads(next(folder.glob("rows-*.json")).read_text())
+        assert report["used"] == 5 and "broken.png" in str(report["skipped"])
+    text = (folder / "summary.md").read_text()
+    assert f"--source {whole.folder}" in text and "grid.png" in text and "validation" in text
+    picture, reference = tmp_path / "drawn.png", ["--reference", str(photos / "0.png")] if backbone.edits else []
+    asked = [str(folder), "--prompts", "a cat, at night", "a dog", "--each", "1", "--steps", "2", *reference]
+    assert draw([*asked, "--size", "64x128", "--output", str(picture)]) == 0
+    wide, high = Image.open(picture).size
+    assert high > wide
+
+
+def test_the_second_run_encodes_nothing(family, whole, photos, tmp_path, monkeypatch, capsys):
+    """And a run that is finished says so."""
+    asked = options(family, whole, photos, tmp_path)
+    assert main("lora", [*asked, "--rank", "2"]) == 0
+    monkeypatch.setattr(type(family.backbone), "text_encoder", None)
+    monkeypatch.setattr(type(family.backbone), "pictures", lambda self, config, latents, device: [x[:, :3].sigmoid() for x in latents])
+    assert main("lora", [*asked, "--rank", "2"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main("lora", [*asked, "--rank", "3", "--name", "again"]) == 0
+
+
+def test_image_free(family, whole, photos, tmp_path):
+    """From a list of prompts, no picture looked at; an edit model still needs what it edits."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n")
+    if family.backbone.edits:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text(json.dumps(dict(source=str(photos / "0.png"), instruction="turn it")))
+    asked = options(family, whole, photos, tmp_path)
+    asked[asked.index("--data") + 1] = asked[asked.index("--validation") + 1] = str(prompts)
+    assert main("lora", [*asked, "--rank", "2", "--image-free", "--aspects", "1:1,2:1", "--time", "fold"]) == 0
+    assert Provenance.from_metadata(
+        read_header(tmp_path / f"{family.backbone.name}-lora" / f"{family.backbone.name}-lora.safetensors").metadata
+    ).time == "fold"
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES])
+def test_a_published_model_needs_a_gpu(name, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main("lora", ["--model", name, "--data", "photos", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "needs a GPU" in error and "--model digits" in error and "GiB" in error and error.count("\n") == 1
+    assert main("lora", ["--model", name, "--plan"]) == 0
+    assert "24 GB" in capsys.readouterr().out
