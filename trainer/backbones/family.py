@@ -72,7 +72,7 @@ class Family:
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
         source = source or self.repository
-        tensors, folder = sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
+        tensors, folder = self.read(source)
         tensors = self.from_file(tensors)
         config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
         if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
@@ -86,6 +86,10 @@ class Family:
                 )
         own = {name: t for name, t in tensors.items() if name not in self.markers}
         return sources.build(cls, config, own, dtype, source)
+
+    def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
+        """The transformer's tensors by their names in the files, and the folder with its config.json if there is one."""
+        return sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
 
     def settings_of(self, tensors: dict[str, Tensor], source: str) -> dict:
         try:
