@@ -69,11 +69,11 @@ def _sana(config, x, t, text, size) -> dict:
     return dict(hidden_states=x, timestep=t, encoder_hidden_states=text(config.caption_channels))
 
 
-_INPUTS = {"qwen_image": _qwen, "z_image": _z_image, "sd3": _sd3, "sana": _sana}
+_INPUTS = {"qwen_image": _qwen, "z_image": _z_image, "sd3": _sd3, "sana": _sana, "openuni": _sana}
 
 
-_Z_IMAGE = Size("z_image", dict(), channels=16, factor=8, text=7.5)
 _QWEN = Size("qwen_image", dict(), channels=16, factor=8, text=15.4)
+_Z_IMAGE = Size("z_image", dict(), channels=16, factor=8, text=7.5)
 SIZES: dict[str, Size] = {
     "qwen-image": _QWEN,
     "qwen-image-edit": replace(_QWEN, references=1),
@@ -122,6 +122,7 @@ SIZES: dict[str, Size] = {
         text=4.9,
     ),
     "sana": Size("sana", dict(), channels=32, factor=32, text=4.9),
+    "openuni": Size("openuni", dict(), channels=32, factor=32, text=3.7),  # the language model, and the connector in fp32
 }
 
 

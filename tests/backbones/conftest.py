@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,11 @@ import diffusers
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainer.backbones import qwen_image, qwen_image_edit, sana, sd3, z_image
+from trainer.backbones import openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
@@ -21,6 +23,7 @@ FAMILIES = {  # our backbone and the file of the goldens with its transformer's 
     "z-image": (z_image.BACKBONE, "zimage"),
     "sd3.5": (sd3.BACKBONE, "sd3"),
     "sana": (sana.BACKBONE, "sana"),
+    "openuni": (openuni.BACKBONE, "sana"),
 }
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -41,7 +44,7 @@ def family(request):
 def made(backbone, config):
     cls = getattr(diffusers, backbone.transformer_class)
     text = next(config[k] for k in ("joint_attention_dim", "cap_feat_dim", "caption_channels") if k in config)
-    channels = 16 if backbone.name != "sana" else config["in_channels"]
+    channels = config["in_channels"] if cls is diffusers.SanaTransformer2DModel else 16
 
     def plain(seed=0):
         with torch.random.fork_rng():
@@ -159,7 +162,7 @@ def autoencoder(family):
         return diffusers.AutoencoderKLQwenImage(
             base_dim=8, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1, latents_mean=means, latents_std=deviations
         )
-    if name == "sana":
+    if family.cls is diffusers.SanaTransformer2DModel:
         return diffusers.AutoencoderDC(
             latent_channels=family.channels, attention_head_dim=2, scaling_factor=0.41407,
             encoder_block_types=("ResBlock", "EfficientViTBlock"), decoder_block_types=("ResBlock", "EfficientViTBlock"),
@@ -197,10 +200,57 @@ def published(family, folder):
     return SimpleNamespace(folder=folder, pipeline=pipeline)
 
 
+def internvl():
+    """InternVL as transformers has it, its language model as wide as the connector wants it, and that one's settings."""
+    language = dict(
+        model_type="qwen2", architectures=["Qwen2ForCausalLM"], hidden_size=128, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, vocab_size=300, tie_word_embeddings=True, max_position_embeddings=2048,
+        rope_theta=1e6, rope_scaling={"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+    )  # fmt: skip
+    vision = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=28)
+    config = transformers.InternVLConfig(text_config=deepcopy(language), vision_config=vision, image_token_id=298)
+    return transformers.InternVLForConditionalGeneration(config).eval(), language
+
+
+def openuni_checkpoint(family, transformer):
+    """The tensors of the .pth: 8 queries, a connector of two layers, and SANA."""
+    layers = dict(layer_norm1=None, layer_norm2=None)
+    layers |= {f"self_attn.{name}_proj": (128, 128) for name in "qkv"} | {"self_attn.out_proj": (128, 128)}
+    layers |= {"mlp.fc1": (96, 128), "mlp.fc2": (128, 96)}
+    tensors = {"meta_queries": torch.randn(8, 128) * 0.1}
+    for name, shape in {f"connector.layers.{i}.{name}": shape for i in range(2) for name, shape in layers.items()}.items():
+        tensors[f"{name}.weight"] = torch.randn(shape) * 0.1 if shape else 1 + torch.randn(128) * 0.1
+        tensors[f"{name}.bias"] = torch.randn(shape[0] if shape else 128) * 0.1
+    tensors |= {"projector.weight": torch.randn(family.text, 128) * 0.1, "projector.bias": torch.randn(family.text) * 0.1}
+    return tensors | {f"transformer.{name}": t for name, t in transformer.state_dict().items()}
+
+
+def published_openuni(family, folder):
+    """The .pth, and beside it InternVL with its own names, DC-AE and SANA."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        (model, language), vae, transformer = internvl(), autoencoder(family).eval(), family.plain()
+        torch.save(openuni_checkpoint(family, transformer), folder / "openuni.pth")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<img>"]}, replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(folder / "internvl")
+    tensors = {f"language_model.model.{name}": t for name, t in model.model.language_model.state_dict().items()}
+    tensors |= {"language_model.lm_head.weight": torch.zeros(300, 128), "mlp1.0.weight": torch.zeros(4)}
+    save_file(tensors, folder / "internvl" / "model.safetensors")
+    config = dict(model_type="internvl_chat", architectures=["InternVLChatModel"], llm_config=language)
+    config["auto_map"] = {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"}
+    (folder / "internvl" / "config.json").write_text(json.dumps(config))
+    pipeline = SimpleNamespace(transformer=transformer, vae=vae, text_encoder=model, tokenizer=tokenizer)
+    return SimpleNamespace(folder=folder, pipeline=pipeline)
+
+
 @pytest.fixture(scope="session")
 def whole(family, tmp_path_factory):
-    """folder: a whole tiny model as diffusers saves it.  pipeline: the same in memory."""
-    return published(family, tmp_path_factory.mktemp(family.backbone.name))
+    """folder: a whole tiny model as it is published.  pipeline: the same in memory."""
+    save = published_openuni if family.backbone.name == "openuni" else published
+    return save(family, tmp_path_factory.mktemp(family.backbone.name))
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["2509", "2511"])

@@ -45,10 +45,12 @@ def nbytes(tensors):
         ("qwen-image", 20.43, 38.1),
         ("qwen-image-edit", 20.43, 38.1),
         ("z-image", 6.15, 11.5),
+        ("z-image-turbo", 6.15, 11.5),
         ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),
         ("sana", 1.60, 3.0),
+        ("openuni", 1.60, 3.0),
     ],
 )
 def test_published_sizes(name, billions, gib):

@@ -23,6 +23,7 @@ BACKBONES: dict[str, str] = {  # name on the command line -> module here, and wh
     "sd3.5-large": "sd3.LARGE",
     "sana": "sana.BACKBONE",
     "sana-0.6b": "sana.SMALL",
+    "openuni": "openuni.BACKBONE",
 }
 
 

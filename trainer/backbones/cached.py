@@ -81,23 +81,13 @@ class Cached:
     def cache(self, config, device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
         source, dtype = config.encoders or config.source, config.torch_dtype
-        text, image = (f"{self.name} {self.identity(source, parts)}" for parts in (self.text_parts, ("vae",)))
+        text, image = (f"{self.base_model} {identity(files)}" for files in (self.text_files(source), self.image_files(source)))
         return Cache(
             config.cache or config.out / "cache" / self.name,
             Encoder(text, lambda: self.text_encoder(source, dtype=dtype, device=device).encode_text),
             Encoder(image, lambda: self.image_codec(source, device=device).encode_image),
             dtype,
         )
-
-    def identity(self, source: str, parts: tuple[str, ...]) -> str:
-        """A hash that tells the weights and settings of these parts from others, wherever they lie."""
-        root, digest = self.parts_of(source, parts), hashlib.sha256()
-        for path in sorted(p for part in parts for p in (root / part).rglob("*") if p.is_file()):
-            with open(path, "rb") as file:
-                start, size = file.read(END), path.stat().st_size
-                file.seek(max(0, size - END))
-                digest.update(repr((path.relative_to(root).as_posix(), size)).encode() + start + file.read())
-        return digest.hexdigest()[:16]
 
     def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
         return (self.channels(model), size[0] // self.factor, size[1] // self.factor)
@@ -151,6 +141,17 @@ class Cached:
         codec = self.image_codec(source, device=device) if seen else None
         latents = tuple(codec.encode_image(x[None]).cpu() for x in seen)
         return {prompt.text: self.collate([prompt]) + latents for prompt in prompts}
+
+
+def identity(files: list[Path]) -> str:
+    """A hash that tells these weights and settings from others, wherever they lie."""
+    digest = hashlib.sha256()
+    for path in sorted((path for path in files if path.is_file()), key=lambda path: path.parts[-2:]):
+        with open(path, "rb") as file:
+            start, size = file.read(END), path.stat().st_size
+            file.seek(max(0, size - END))
+            digest.update(repr((path.name, size)).encode() + start + file.read())
+    return digest.hexdigest()[:16]
 
 
 def small(pictures: Tensor) -> Tensor:

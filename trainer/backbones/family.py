@@ -78,7 +78,7 @@ class Family(Cached):
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
         source = source or self.repository
-        tensors, folder = sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
+        tensors, folder = self.read(source)
         tensors = self.from_file(tensors)
         config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
         if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
@@ -92,6 +92,10 @@ class Family(Cached):
                 )
         own = {name: t for name, t in tensors.items() if name not in self.markers}
         return sources.build(cls, config, own, dtype, source)
+
+    def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
+        """The transformer's tensors by their names in the files, and the folder with its config.json if there is one."""
+        return sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
 
     def settings_of(self, tensors: dict[str, Tensor], source: str) -> dict:
         try:
@@ -127,6 +131,15 @@ class Family(Cached):
             if (root / parts[0]).is_dir():
                 return root
         return sources.fetch(self.repository, parts)
+
+    def text_files(self, source: str) -> list[Path]:
+        """The files that decide what the text encoders say."""
+        root = self.parts_of(source, self.text_parts)
+        return [path for part in self.text_parts for path in (root / part).rglob("*")]
+
+    def image_files(self, source: str) -> list[Path]:
+        """The files that decide what the autoencoder says."""
+        return list((self.parts_of(source, ("vae",)) / "vae").rglob("*"))
 
     def idle(self, model: nn.Module) -> list[str]:
         """Modules whose output nothing hears; they never get a gradient."""

@@ -5,6 +5,7 @@ the latents of each reference.  The text encoder sees them, too.  2511 modulates
 """
 
 import inspect
+from pathlib import Path
 
 import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as plus
 import torch
@@ -44,6 +45,10 @@ class QwenImageEdit(QwenImage):
         pipeline.processor = Processor(pictures, pipeline.tokenizer)
         pipeline.text_encoder.register_forward_pre_hook(tell_pictures, with_kwargs=True)
         return encoder
+
+    def text_files(self, source: str) -> list[Path]:
+        root = self.parts_of(source, (*self.text_parts, "processor"))
+        return super().text_files(str(root)) + list((root / "processor").glob("*"))
 
     def encode_prompt(self, pipeline, text: str, references: list[Tensor] = ()) -> Prompt:
         """references: pictures (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""

@@ -29,8 +29,11 @@ def is_hub_id(source: str) -> bool:
     return not Path(source).expanduser().exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(/[^/.~][^~]*)?", source))
 
 
-def fetch(source: str, parts: tuple[str, ...]) -> Path:
-    """The local file or folder of a source; of a hub repository only these subfolders are fetched.  Raises TrainerError."""
+def fetch(source: str, parts: tuple[str, ...], file: str = ".safetensors") -> Path:
+    """The local file or folder of a source.  Raises TrainerError.
+
+    Of a hub repository only these parts are fetched, subfolders or patterns with a *; or one file that ends in `file`.
+    """
     if not is_hub_id(source):
         path = Path(source).expanduser()
         if not path.exists():
@@ -39,10 +42,10 @@ def fetch(source: str, parts: tuple[str, ...]) -> Path:
     owner, name, *inside = source.split("/")
     repository, inside = f"{owner}/{name}", "/".join(inside)
     try:
-        if inside.endswith(".safetensors"):
+        if inside.endswith(file):
             return Path(hf_hub_download(repository, inside))
         under = f"{inside}/" if inside else ""
-        wanted = [f"{under}{part}/*" for part in parts] + [f"{under}model_index.json"]
+        wanted = [f"{under}{part}" if "*" in part else f"{under}{part}/*" for part in parts] + [f"{under}model_index.json"]
         return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=UNWANTED)) / inside
     except (OSError, HfHubHTTPError) as error:
         raise TrainerError(f"model source {source!r}: {why_not(error)}; {EXPECTED}") from None
