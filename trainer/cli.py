@@ -64,7 +64,12 @@ def parser(mode: str, model: str, help_wanted=True) -> argparse.ArgumentParser:
     p.add_argument("--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options")
     p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     p.add_argument(
-        "--plan", nargs="?", const=1, type=int, metavar="CARDS", help="print the memory it takes, on so many cards with FSDP, and exit"
+        "--plan",
+        nargs="?",
+        const=1,
+        type=int,
+        metavar="CARDS",
+        help="print the memory it takes, on so many cards with FSDP, and exit",
     )
     shown = _Defaults(mode, model if help_wanted else "")
     groups: dict[str, Any] = {}

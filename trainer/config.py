@@ -224,7 +224,9 @@ def resolve(mode: str, given: dict) -> Config:
     known = backbone(model)
     for name in given:
         if {name, Config.model_fields[name].json_schema_extra["group"]} & set(known.unread):
-            raise TrainerError(f"--{name.replace('_', '-')} means nothing to {model}; leave it out (see --help --model {model})")
+            raise TrainerError(
+                f"--{name.replace('_', '-')} means nothing to {model}; leave it out (see --help --model {model})"
+            )
     values = {"mode": mode, "name": f"{model}-{mode}"} | known.recipe(mode)
     preset = given.get("preset")
     if preset:

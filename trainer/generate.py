@@ -26,7 +26,9 @@ def noise(rows: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(velocity: Velocity, start: Tensor, cond: tuple[Tensor, ...], sampling: Sampling, *, seed: int = 0, chunk: int = 500) -> Tensor:
+def generate(
+    velocity: Velocity, start: Tensor, cond: tuple[Tensor, ...], sampling: Sampling, *, seed: int = 0, chunk: int = 500
+) -> Tensor:
     """Latents (B, ...) from the noise `start` (B, ...), under cond with the batch first; chunk: rows at once."""
     generator, times, out = torch.Generator().manual_seed(seed), sampling.times(), []
     for first in range(0, len(start), chunk):
@@ -127,7 +129,11 @@ def size_of(text: str | None, config, model: Backbone) -> tuple[int, int]:
     multiple = getattr(model, "pixels", 0)
     if not multiple:
         raise TrainerError(f"--size means nothing to {model.name}; leave it out")
-    if not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height)) or int(width) % multiple or int(height) % multiple:
+    if (
+        not (by and width.isdecimal() and height.isdecimal() and int(width) and int(height))
+        or int(width) % multiple
+        or int(height) % multiple
+    ):
         raise TrainerError(f"--size is {text!r}; expected WIDTHxHEIGHT, both multiples of {multiple}, such as 1024x768")
     return int(height), int(width)
 

@@ -170,8 +170,7 @@ def train(
             if job.validation and (state.step % job.validate_every == 0 or last):
                 notes |= trainer.validate(job.validation)
             log.step(state.step, state.seconds, rate, terms | notes, now=last or "validation_loss" in notes)
-            if bar.n % 8 == 0 or last:  # reading the memory is not free
-                usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
+            usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()} | usage, refresh=False)
             bar.update()
             stop = said_anywhere(interrupts.wanted, accelerator)

@@ -131,11 +131,12 @@ def plan(size: Size, setup: Setup) -> Plan:
     model, wide = skeleton(size), BYTES[setup.dtype]
     second = size.backbone.second_embedder.name + "."
     base = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second))
-    tensors = list(trained(size, setup))
+    tensors = trained(size, setup.mode, setup.rank, setup.targets, setup.time)
     count, copy = sum(t.numbers for t in tensors), sum(t.numbers * t.width for t in tensors)
     if setup.mode == "lora":
-        kind, away = setup.dtype if setup.quantize == "none" else setup.quantize, swapped(model, second, setup)
-        items = {f"weights ({kind})": weights(model, second, setup) - sum(away), "visiting blocks": 2 * max(away, default=0)}
+        kind, away = setup.dtype if setup.quantize == "none" else setup.quantize, swapped(size, setup)
+        frozen = weights(model, second, setup.dtype, setup.quantize) - sum(away)
+        items = {f"weights ({kind})": frozen, "visiting blocks": 2 * max(away, default=0)}
         items["adapter"] = copy
     else:
         idle = sum(p.numel() for p in model.parameters()) - count
@@ -160,19 +161,21 @@ def plan(size: Size, setup: Setup) -> Plan:
     return Plan(setup, base, count, items, cache, size.text)
 
 
-def trained(size: Size, setup: Setup) -> Iterator[Trained]:
+@lru_cache(maxsize=64)
+def trained(size: Size, mode: str, rank: int, targets: str, time: str) -> list[Trained]:
     """Everything that the optimiser sees, always in fp32."""
+    found = []
     model, second = skeleton(size), size.backbone.second_embedder.name + "."
     lists = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList))
     idle = tuple(f"{name}." for name in size.backbone.idle(model))
     for name, p in model.named_parameters():
-        hears_both = name.startswith(second) and (setup.mode == "full" or setup.time == "two")
-        if hears_both or (setup.mode == "full" and not name.startswith(idle)):
-            yield Trained(p.numel(), 4, p.ndim == 2 and name.startswith(lists))
-    for name in size.backbone.lora_targets(model, setup.targets) if setup.mode == "lora" else ():
+        hears_both = name.startswith(second) and (mode == "full" or time == "two")
+        if hears_both or (mode == "full" and not name.startswith(idle)):
+            found.append(Trained(p.numel(), 4, p.ndim == 2 and name.startswith(lists)))
+    for name in size.backbone.lora_targets(model, targets) if mode == "lora" else ():
         layer = model.get_submodule(name)
-        yield Trained(setup.rank * layer.in_features, 4, name.startswith(lists))
-        yield Trained(setup.rank * layer.out_features, 4, name.startswith(lists))
+        found += [Trained(rank * n, 4, name.startswith(lists)) for n in (layer.in_features, layer.out_features)]
+    return found
 
 
 def largest_block(model: nn.Module) -> int:
@@ -187,16 +190,19 @@ def quantised(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def weights(model: nn.Module, second: str, setup: Setup) -> float:
+@lru_cache(maxsize=4096)
+def weights(model: nn.Module, second: str, dtype: str, quantize: str) -> float:
     """Bytes of the frozen base, or of a part of it."""
-    total = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second)) * BYTES[setup.dtype]
-    if setup.quantize != "none":
+    total = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second)) * BYTES[dtype]
+    if quantize != "none":
         for _, layer in quantised(model):
-            total += layer.weight.numel() * (STORED[setup.quantize] - BYTES[setup.dtype])
-            total += layer.out_features * ROW[setup.quantize]
+            total += layer.weight.numel() * (STORED[quantize] - BYTES[dtype])
+            total += layer.out_features * ROW[quantize]
     return total
 
 
-def swapped(model: nn.Module, second: str, setup: Setup) -> list[float]:
+def swapped(size: Size, setup: Setup) -> list[float]:
     """Bytes of each block that rests in host memory and visits the device when it is used."""
-    return [weights(block, second, setup) for block in list(blocks(model).values())[: setup.block_swap]]
+    second = size.backbone.second_embedder.name + "."
+    chosen = list(blocks(skeleton(size)).values())[: setup.block_swap]
+    return [weights(block, second, setup.dtype, setup.quantize) for block in chosen]

@@ -103,7 +103,9 @@ def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, 
     made = model.preview(With(trainee.network, now), prepared, accelerator.device)
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
-        report.grid(made, folder / "samples" / f"step-{step:06d}.png", scale=max(1, 40 // next(iter(made.values()))[0].shape[-1]))
+        report.grid(
+            made, folder / "samples" / f"step-{step:06d}.png", scale=max(1, 40 // next(iter(made.values()))[0].shape[-1])
+        )
 
 
 def seconds(rows: list[dict]) -> dict[str, float]:

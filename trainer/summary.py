@@ -25,7 +25,9 @@ def write(config: Config, model, folder: Path, rows: list[dict], metrics: dict) 
     defaults = json.loads(json.dumps(defaults))
     command += [option(name, value) for name, value in values.items() if value != defaults[name]]
     last = {row["stage"]: row for row in rows}["distil"]
-    losses = [{"loss": term, "training": number(last, term), "validation": number(last, f"validation_{term}")} for term in TERMS]
+    losses = [
+        {"loss": term, "training": number(last, term), "validation": number(last, f"validation_{term}")} for term in TERMS
+    ]
     times = ", ".join(f"{stage} {seconds / 60:.1f} min" for stage, seconds in metrics["seconds"].items())
     use = HOW["full" if config.mode == "full" else config.time]
     samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in model.sampling]

@@ -58,13 +58,13 @@ def test_published_sizes(name, billions, gib):
     model, second = memory.skeleton(SIZES[name]), SIZES[name].backbone.second_embedder.name + "."
     count = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(second))
     assert round(count / 1e9, 2) == billions
-    assert abs(memory.weights(model, second, Setup()) / GIB - gib) < 0.06
+    assert abs(memory.weights(model, second, "bf16", "none") / GIB - gib) < 0.06
 
 
 @pytest.mark.parametrize("quantize, gib", [("int8", 19.0), ("fp8", 19.0), ("nf4", 9.8)])
 def test_published_quantised_weights(quantize, gib):
     model = memory.skeleton(SIZES["qwen-image"])
-    assert abs(memory.weights(model, "time_text_embed_2.", Setup(quantize=quantize)) / GIB - gib) < 0.2
+    assert abs(memory.weights(model, "time_text_embed_2.", "bf16", quantize) / GIB - gib) < 0.2
 
 
 def test_published_activations():

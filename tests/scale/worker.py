@@ -19,6 +19,7 @@ from trainer import checkpoint, loop, optimizers, sharding
 from trainer import run as runs
 from trainer.adapters import Trainee, With
 from trainer.config import resolve
+from trainer.data.order import rows_at
 from trainer.log import Log
 from trainer.run import averaged
 from twinflow import objective as twinflow
@@ -42,7 +43,8 @@ class Rows:
     def __len__(self):
         return 11
 
-    def batch(self, rows):
+    def batch_at(self, index, batch, seed):
+        rows = torch.tensor([row for _, row in rows_at(index * batch, batch, len(self), seed)])
         x, cond, uncond = self.all
         return x[rows], tuple(c[rows] for c in cond), tuple(c[rows] for c in uncond)
 
@@ -138,8 +140,7 @@ def alone(name: str, mode: str):
         for part in range(PARTS):
             parts = []
             for process in range(PROCESSES):
-                rows = loop.rows_at(((step * PARTS + part) * PROCESSES + process) * BATCH, BATCH, len(data), 0)
-                x, cond, uncond = data.batch(rows)
+                x, cond, uncond = data.batch_at((step * PARTS + part) * PROCESSES + process, BATCH, 0)
                 seed = loop.seed_of(0, step, part, process, "draws")
                 draws = twinflow.draw(x, OBJECTIVE, torch.Generator().manual_seed(seed))
                 roles = share_out(BATCH, OBJECTIVE.roles, part=part, parts=PARTS)

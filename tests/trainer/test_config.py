@@ -34,6 +34,44 @@ def test_a_preset_is_the_objective(preset):
     assert changed.difference == 0.25 and changed.order == OBJECTIVES[preset].order
 
 
+@pytest.mark.parametrize(
+    "given, ratio",
+    [
+        ({}, 0.5),  # the published ratio, as a scale of 2
+        ({"guidance": 4}, 0.75),
+        ({"guidance": 4, "guide": "base"}, 3.0),
+        ({"guidance": 4, "guide": "base", "target": "guide"}, 4.0),
+        ({"guidance": 1}, 0.0),
+        ({"guidance_ratio": 0.8}, 0.8),
+        ({"preset": "twinflow"}, 0.5),
+        ({"preset": "twinflow", "guidance": 5}, 0.8),
+        ({"guidance_ratio": 1.5, "guide": "base"}, 1.5),
+    ],
+)
+def test_guidance_is_a_scale(given, ratio):
+    """The teacher's fixed point under a ratio g is the scale 1 / (1 - g); a frozen base's is 1 + g."""
+    assert resolve("lora", {"model": "qwen-image"} | given).objective().guidance == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"guidance_ratio": 1}, "guidance-ratio is 1, which has no fixed point"),
+        ({"guidance": 0.5}, "guidance is 0.5; input should be greater than or equal to 1"),
+        ({"target": "guide", "guidance": 3}, "no fixed point"),
+        ({"base_steps": 3}, "--base-steps means nothing to qwen-image"),
+    ],
+)
+def test_guidance_that_cannot_be(given, words):
+    with pytest.raises(TrainerError, match=words):
+        resolve("lora", {"model": "qwen-image"} | given)
+
+
+def test_digits_bring_their_own_data():
+    with pytest.raises(TrainerError, match="--data means nothing to digits"):
+        resolve("lora", {"data": "photos"})
+
+
 def test_the_command_line_reads_tables_and_pairs():
     config = resolve("lora", {"roles": "one_step=2, multi_step", "guidance_range": "0.1,0.9", "betas": "0.8,0.9"})
     assert config.roles == {"one_step": 2, "multi_step": 1}

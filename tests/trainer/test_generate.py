@@ -9,9 +9,9 @@ from trainer.generate import main
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_pictures_of_the_prompts_asked_for(finished, tmp_path, mode):
     run, sizes = str(finished / f"digits-{mode}"), []
-    for prompts in ("3", "3,7"):
-        path = tmp_path / "new" / f"{prompts}.png"
-        assert main([run, "--prompts", prompts, "--steps", "2", "--output", str(path)]) == 0
+    for prompts in (["3"], ["3", "7"]):
+        path = tmp_path / "new" / f"{len(prompts)}.png"
+        assert main([run, "--prompts", *prompts, "--steps", "2", "--output", str(path)]) == 0
         sizes.append(Image.open(path).size)
     assert sizes[0][0] == sizes[1][0] and sizes[0][1] < sizes[1][1]
 
@@ -22,6 +22,8 @@ def test_pictures_of_the_prompts_asked_for(finished, tmp_path, mode):
         (["--prompts", "cat"], ["'cat' is unknown", "0, 1, 2"]),
         (["--steps", "3"], ["--steps 3", "1, 2, 4"]),
         (["--each", "0"], ["--each is 0"]),
+        (["--size", "64x64"], ["--size means nothing to digits"]),
+        (["--reference", "x.png"], ["--reference is for models that edit"]),
     ],
 )
 def test_bad_input(finished, tmp_path, capsys, options, words):

@@ -1,5 +1,6 @@
 """The loop by itself, on a network of one matrix."""
 
+import csv
 import math
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from trainer import Diverged, checkpoint
+from trainer.data.order import rows_at
 from trainer.log import Log
-from trainer.loop import Job, learning_rate, rows_at, train
+from trainer.loop import Job, learning_rate, train
 from twinflow.objective import Objective
 
 
@@ -21,7 +23,8 @@ class Points:
     def __len__(self):
         return len(self.x)
 
-    def batch(self, rows):
+    def batch_at(self, index, batch, seed):
+        rows = torch.tensor([row for _, row in rows_at(index * batch, batch, len(self), seed)])
         return self.x[rows], (self.x[rows],), (torch.zeros_like(self.x[rows]),)
 
 
@@ -39,7 +42,7 @@ class Linear(torch.nn.Module):
         return out * math.nan if self.calls in self.poison and torch.is_grad_enabled() else out
 
 
-def run(folder, network, steps=12, **changes):
+def run(folder, network, steps=12, log_every=1, **changes):
     accelerator = Accelerator(cpu=True)
     tensors = dict(network.named_parameters())
     job = Job(
@@ -53,19 +56,26 @@ def run(folder, network, steps=12, **changes):
         **{"batch": 4, **changes},
     )
     folder.mkdir(exist_ok=True)
-    log = Log(folder / "metrics.csv", accelerator, 1)
+    log = Log(folder / "metrics.csv", accelerator, log_every)
     return train(job, accelerator, log, folder / "checkpoints", seed=0, config_hash="x", save_every=5, keep=2)
 
 
-def test_every_epoch_sees_every_row_once_in_another_order():
-    rows = torch.cat([rows_at(i * 4, 4, 7, seed=3) for i in range(7)]).view(4, 7)
-    assert all(epoch.sort().values.tolist() == list(range(7)) for epoch in rows)
-    assert len({tuple(epoch.tolist()) for epoch in rows}) == 4
-    assert not torch.equal(rows[0], rows_at(0, 7, 7, seed=4))
+def test_validation_is_over_all_rows_and_changes_nothing_of_the_training(tmp_path):
+    """Its terms stand in the log at its steps, also where it is not the log's turn."""
+    seen, data = [], Points(9)
+    plain = data.batch_at
+    data.batch_at = lambda index, *rest: seen.append(index) or plain(index, *rest)
+    options = dict(steps=6, log_every=5, validate_every=4)
+    validated = run(tmp_path / "with", Linear(), validation=data, **options)
+    assert seen == [0, 1, 2] * 2  # nine rows in batches of four, after steps 4 and 6
+    rows = [row for row in logged(tmp_path / "with") if row["validation_loss"]]
+    assert [row["step"] for row in rows] == ["4", "6"] and all(float(row["validation_fake"]) > 0 for row in rows)
+    assert torch.equal(validated["last"]["weight"], run(tmp_path / "without", Linear(), **options)["last"]["weight"])
 
 
-def test_rows_larger_than_the_data():
-    assert rows_at(5, 20, 7, seed=0).shape == (20,)
+def logged(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -81,7 +91,7 @@ def test_a_step_without_finite_gradient_is_skipped_and_counted(tmp_path):
     network.poison = (3, 4)
     values = run(tmp_path, network, averages={"weights": 0.5})
     assert values["last"]["weight"].isfinite().all() and values["weights"]["weight"].isfinite().all()
-    assert (tmp_path / "metrics.csv").read_text().splitlines()[-1].endswith(",2")
+    assert logged(tmp_path)[-1]["skipped"] == "2"
 
 
 def test_ten_in_a_row_stop_training_and_keep_the_last_good_checkpoint(tmp_path):
@@ -115,8 +125,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 def test_a_batch_of_one_trains_all_roles_by_accumulation(tmp_path):
     network = Linear()
     run(tmp_path, network, steps=2, batch=1, accumulation=4)
-    head, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    terms = dict(zip(head.split(","), rows[-1].split(","), strict=True))
+    terms = logged(tmp_path)[-1]
     assert all(float(terms[role]) > 0 for role in ("one_step", "multi_step", "any_step", "fake", "rectify"))
     assert network.calls == 8
 

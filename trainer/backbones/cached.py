@@ -46,7 +46,9 @@ class Cached:
     def prepare(self, config, folder: Path, accelerator, log) -> Prepared:
         """Rows and prompts encoded, then the transformer loaded.  Raises TrainerError."""
         if not config.data:
-            raise TrainerError("--data is empty; expected a folder of pictures with captions, .jsonl, .parquet or, with --image-free, .txt")
+            raise TrainerError(
+                "--data is empty; expected a folder of pictures with captions, .jsonl, .parquet or, with --image-free, .txt"
+            )
         if config.resolution % self.pixels:
             raise TrainerError(f"--resolution is {config.resolution}; expected a multiple of {self.pixels} for {self.name}")
         held = []  # the transformer, once it is loaded: pictures that are not looked at still have a shape
@@ -83,7 +85,7 @@ class Cached:
         source, dtype = config.encoders or config.source, config.torch_dtype
         text, image = (f"{self.base_model} {identity(files)}" for files in (self.text_files(source), self.image_files(source)))
         return Cache(
-            config.cache or config.out / "cache" / self.name,
+            config.cache or config.out / "cache" / self.base_model,
             Encoder(text, lambda: self.text_encoder(source, dtype=dtype, device=device).encode_text),
             Encoder(image, lambda: self.image_codec(source, device=device).encode_image),
             dtype,
