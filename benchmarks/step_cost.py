@@ -51,8 +51,11 @@ class Net(nn.Module):
         return self.leave(h).view(-1, 8, 8, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
-def straightforward(student, teacher, x, cond, uncond, settings, roles, draws):
-    """The step of method.md on the full batch; only the fake samples and the rectification keep to their rows."""
+def straightforward(student, teacher, x, cond, uncond, settings, roles, draws, *, everywhere=False):
+    """The step of method.md on the full batch; only the fake samples and the rectification keep to their rows.
+
+    everywhere: these two forwards are made of the full batch, too, and their rows picked afterwards.
+    """
     column = lambda v: v.view(-1, 1, 1, 1)
     rows = lambda c, which: tuple(k[which] for k in c)
     t, r = role_times(draws, roles, settings)
@@ -60,8 +63,9 @@ def straightforward(student, teacher, x, cond, uncond, settings, roles, draws):
     fake[roles.rows["fake"]], one[roles.rows["one_step"]] = True, True
     with torch.no_grad():
         full, none = torch.ones_like(t), torch.zeros_like(t)
-        x = x.clone()
-        x[fake] = draws.start[fake] - student(draws.start[fake], full[fake], none[fake], rows(cond, fake))
+        x, asked = x.clone(), full.bool() if everywhere else fake
+        own = draws.start[asked] - student(draws.start[asked], full[asked], none[asked], rows(cond, asked))
+        x[fake] = own[fake[asked]]
     size = column(t.abs())
     x_t = (1 - size) * x + size * draws.noise
     v = student(x_t, t, r, cond)
@@ -88,9 +92,10 @@ def straightforward(student, teacher, x, cond, uncond, settings, roles, draws):
 
     loss = (barron(v, target) * weight).mean()
     with torch.no_grad():
-        data, s, c = (x_t - v)[one], draws.again_t[one], rows(cond, one)
-        again = (1 - column(s)) * data + column(s) * draws.again[one]
-        gap = (student(again, -s, -s, c) - student(again, s, s, c)).clamp(-1, 1)
+        asked = full.bool() if everywhere else one
+        data, s, c = (x_t - v)[asked], draws.again_t[asked], rows(cond, asked)
+        again = (1 - column(s)) * data + column(s) * draws.again[asked]
+        gap = (student(again, -s, -s, c) - student(again, s, s, c)).clamp(-1, 1)[one[asked]]
     return loss + settings.rectify * barron(v[one], v[one].detach() - gap).mean()
 
 

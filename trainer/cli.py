@@ -13,6 +13,7 @@ from . import Stopped, TrainerError
 from .backbones import BACKBONES, backbone
 from .config import Config, resolve
 
+CONFIGS = Path(__file__).parent / "configs"
 LORA_ONLY = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time", "quantize", "block_swap")
 
 
@@ -22,7 +23,7 @@ def main(mode: str, argv: list[str] | None = None) -> int:
     given = vars(parser(mode, asked_model(argv), {"-h", "--help"} & set(argv)).parse_args(argv))
     dry_run, cards, file = given.pop("dry_run", False), given.pop("plan", 0), given.pop("config", None)
     try:
-        config = resolve(mode, (read_file(file) if file else {}) | given)
+        config = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
             print(config.model_dump_json(indent=2))
         elif cards:
@@ -45,8 +46,12 @@ def main(mode: str, argv: list[str] | None = None) -> int:
 def asked_model(argv: list[str]) -> str:
     """The model whose recipe --help shows as the defaults."""
     p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    p.add_argument("--model", default=Config.model_fields["model"].default)
-    model = p.parse_known_args(argv)[0].model
+    p.add_argument("--model")
+    p.add_argument("--config")
+    asked = p.parse_known_args(argv)[0]
+    named = CONFIGS / f"{asked.config}.yaml"
+    ours = yaml.safe_load(named.read_text())["model"] if named.exists() else Config.model_fields["model"].default
+    model = asked.model or ours
     return model if model in BACKBONES else ""
 
 
@@ -61,7 +66,10 @@ def parser(mode: str, model: str, help_wanted=True) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    p.add_argument("--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options")
+    p.add_argument(
+        "--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options; or one of ours: "
+        + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
+    )  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     p.add_argument(
         "--plan",
@@ -109,14 +117,18 @@ class _Defaults:
         return f" [{text}]".replace("%", "%%") if text else ""
 
 
-def read_file(path: str) -> dict:
-    """Settings from a YAML (or JSON) file.  Raises TrainerError."""
+def read_file(path: str, mode: str) -> dict:
+    """Settings from a YAML (or JSON) file, or from one of ours by name.  Raises TrainerError."""
+    own = CONFIGS / f"{path}.yaml"
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load((own if own.exists() and not Path(path).exists() else Path(path)).read_text())
     except OSError as error:
         raise TrainerError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainerError(f"--config {path}: is not YAML or JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if values.pop("mode", mode) != mode:
+        raise TrainerError(f"--config {path}: is for the other command; expected python -m trainer.{'full' if mode == 'lora' else 'lora'}")
+    return values

@@ -56,9 +56,11 @@ class Config(BaseModel):
     source: str = setting("", "model and data", "transformer: a diffusers folder, .safetensors, or hub id [the published one]")
     encoders: str = setting("", "model and data", "text encoder and VAE: a diffusers folder or hub id [where the source is]")
     data: str = setting(
-        "", "model and data", "pictures with .txt beside them (a folder), .jsonl, .parquet, or prompts (.txt, with --image-free); "
-        "several by comma, path*3 counts thrice",
-    )  # fmt: skip
+        "",
+        "model and data",
+        "a folder of pictures with .txt captions, .jsonl, .parquet, or .txt of prompts (--image-free); several by comma, "
+        "path*3 counts thrice",
+    )
     resolution: int = setting(1024, "model and data", "pictures are cut to about this squared, in pixels", ge=32)
     aspect: float = setting(2.0, "model and data", "widest and tallest bucket, long side to short; 1 is squares only", ge=1)
     aspects: str = setting("1:1", "model and data", "shapes that --image-free trains, such as 1:1,3:2,2:3")

@@ -22,8 +22,9 @@ GIB = 2**30
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 BYTES = {"fp32": 4, "bf16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-STORED = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}  # a weight; nf4 with its scales quantised, too
-ROW = {"int8": 5.0, "fp8": 0.0, "nf4": 0.0}  # and the scale (fp32) and zero point of an output row
+# bytes of a weight; nf4 with its scales, which are quantised, too
+STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+ROW = {"int8": 5.0, "fp8": 0.0, "fp8-cast": 0.0, "nf4": 0.0}  # and the scale (fp32) and zero point of an output row
 KEPT_WHOLE = re.compile(r"time_|t_embedder|norm_out|proj_out|final_layer|(^|\.)(pos|patch)_embed")  # never quantised
 
 
@@ -140,7 +141,7 @@ def plan(size: Size, setup: Setup) -> Plan:
         items["adapter"] = copy
     else:
         idle = sum(p.numel() for p in model.parameters()) - count
-        items = {f"weights ({setup.dtype})": copy + idle * wide}
+        items = {"weights (fp32)": copy + idle * wide}
     items |= {
         "buffers": sum(b.numel() for b in model.buffers()) * wide,
         "gradients": copy,

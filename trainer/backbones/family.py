@@ -51,7 +51,8 @@ class Family(Cached):
     """A Backbone whose parts are diffusers' classes; a subclass names them, and says how a prompt is encoded.
 
     repository: the hub's copy of the published model, for the parts that a source lacks.  pixels: sides of pictures are
-    multiples of this.  factor: pixels that one latent is wide.  prefix: of the LoRA's names in a file.  text_parts: the pipeline's text components.
+    multiples of this.  factor: pixels that one latent is wide.  prefix: of the LoRA's names in a file.  text_parts: the
+    pipeline's text components.
     """
 
     name: str
