@@ -8,7 +8,7 @@ straightforward  pictures decoded and encoded, captions and the empty prompt enc
 released         the same, but the fake samples and the rectification keep to their rows, as in the released code
 All train the same LoRA with the same optimiser and average on the same rows and draws, and must give the same loss.
 
-The models are Qwen-Image's own classes, all as deep as the published ones and all 48 times narrower, at 256 px: so the
+The models are Qwen-Image's own classes, all as deep as the published ones and all 24 times narrower, at 256 px: so the
 encoders are to the transformer what they are in reality, 0.5 of a forward (0.2 at 512 px, 0.13 at 1024 px).
 Prints them, the memory of a step with checkpointing and a base in eight bits, and the ratio of the first two last; exit
 code 1 where it misses its target, or where the losses differ.
@@ -47,12 +47,12 @@ from twinflow.roles import share_out  # noqa: E402
 
 TARGET = 0.6
 PIXELS, CAPTION, TEMPLATE = 256, 64, 34  # tokens of a caption, and of what the pipeline puts before it
-TEXT_WIDTH = 76
+TEXT_WIDTH = 152
 
 
 def transformer() -> QwenImageTransformer2DModel:
     return QwenImageTransformer2DModel(
-        num_layers=60, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=TEXT_WIDTH, axes_dims_rope=(8, 12, 12)
+        num_layers=60, num_attention_heads=2, attention_head_dim=64, joint_attention_dim=TEXT_WIDTH, axes_dims_rope=(16, 24, 24)
     )
 
 
@@ -62,7 +62,7 @@ class TextEncoder(torch.nn.Module):
     def __init__(self):
         super().__init__()
         config = Qwen2Config(
-            vocab_size=257, hidden_size=TEXT_WIDTH, intermediate_size=396, num_hidden_layers=28, num_attention_heads=2,
+            vocab_size=257, hidden_size=TEXT_WIDTH, intermediate_size=792, num_hidden_layers=28, num_attention_heads=2,
             num_key_value_heads=1, pad_token_id=256,
         )  # fmt: skip
         self.model = Qwen2Model(config)
@@ -80,7 +80,7 @@ class ImageEncoder(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.vae = AutoencoderKLQwenImage(base_dim=2)
+        self.vae = AutoencoderKLQwenImage(base_dim=4)
 
     @torch.no_grad()
     def forward(self, x):

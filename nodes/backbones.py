@@ -12,6 +12,7 @@ import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
 import comfy.ldm.qwen_image.model as qwen
 import torch
 
+from ..twinflow.path import widest
 from ..twinflow.time_embedding import SECOND_EMBEDDERS, TwoTimeEmbedder, stack, to_signal
 from .channel import heard
 
@@ -65,7 +66,7 @@ class ZImage(SmallZImage):
     def _forward(self, x, timesteps, *args, **kwargs):
         stock = lumina.NextDiT._forward
         if times := heard(options_of(stock, args, kwargs)):  # the network hears 1 - this, in float64
-            timesteps = 1 - to_signal(stack(*times.pair(timesteps)).double())
+            timesteps = 1 - to_signal(widest(stack(*times.pair(timesteps))))
         return stock(self, x, timesteps, *args, **kwargs)
 
 

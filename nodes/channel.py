@@ -16,6 +16,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..twinflow.path import widest
 from ..twinflow.presets import Sampling
 from ..twinflow.time_embedding import fold, to_signal
 
@@ -100,7 +101,7 @@ def hear_single_time(executor, x, t, c_concat=None, c_crossattn=None, control=No
     model = executor.class_obj
     single = transformer_options[KEY].single(t)
     if counts_towards_data(model):  # it hears 1 - sigma; only a negative time differs from its signal
-        single = 1 - to_signal(single.double()).float()
+        single = 1 - to_signal(widest(single)).float()
     data = executor(x, single, c_concat, c_crossattn, control, transformer_options, **kwargs)
     stretch = torch.where(single == 0, 1.0, t / single)
     return x + (data - x) * stretch.reshape(-1, *[1] * (x.ndim - 1))

@@ -17,6 +17,8 @@ from .backbones import backbone
 from .config import Config, read_config
 from .log import Log
 from .loop import Job, train
+from .memory import skeleton
+from .sizes import SIZES
 
 
 def run(config: Config) -> None:
@@ -32,12 +34,13 @@ def run(config: Config) -> None:
     accelerator = start_accelerator(config, folder)
     plan.check_machine(config, accelerator.device)
     log = Log(folder / "metrics.csv", accelerator, config.log_every)
-    write_json(config.model_dump(mode="json"), folder / "config.json")
-
+    if config.mode == "lora" and config.model in SIZES:  # a mistake is found before hours of encoding
+        model.lora_targets(skeleton(SIZES[config.model]), config.targets)
     prepared = model.prepare(config, folder, accelerator, log)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # the LoRA's first weights
         trainee = Trainee(model, prepared.model, config)
+    write_json(config.model_dump(mode="json"), folder / "config.json")  # only now: a run that cannot be leaves no trace
     count = sum(p.numel() for p in trainee.tensors.values())
     accelerator.print(f"{config.mode}: {count:,} of {trainee.count:,} parameters are trained")
     job = Job(

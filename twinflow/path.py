@@ -6,6 +6,13 @@ Source: TwinFlow (arXiv 2512.05150), section 3.
 
 from torch import Tensor
 
+SINGLE = ("mps", "privateuseone", "xpu")  # devices that have no float64: Apple's, DirectML's, most of Intel's
+
+
+def widest(x: Tensor) -> Tensor:
+    """x in the widest floating point that its device has: float64, or float32."""
+    return x.float() if x.device.type in SINGLE else x.double()
+
 
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Per-sample t of shape (B,), with trailing ones so that it broadcasts over x (B, ...)."""

@@ -70,7 +70,8 @@ def sample(
 ) -> Tensor:
     """Carry noise x (B, ...) from times[0] down to times[-1]; returns x there, in the dtype of x.
 
-    velocity(x, t, r) hears t and r as (B,) in the dtype of x.  The state is kept in float64 between the steps.
+    velocity(x, t, r) hears t and r as (B,) in the dtype of x.  The state is kept in float64 between the steps (in float32
+    on a device that has no more).
     stochasticity is the share of the noise that is drawn afresh by noise_like(x), once a step: a constant, "sde"
     (recomputed every step) or "sde-first" (the released code's: computed at the first step, then kept).
     extrapolation pushes both estimates on past those of the step before, from the third step on; a step that arrives
@@ -81,8 +82,8 @@ def sample(
     """
     check(times, style, order, stochasticity, extrapolation)
     target = TARGETS[style]
-    dtype, x, times = x.dtype, x.double(), times.cpu()  # times stay on the host: no step waits for the device
-    heard = times.to(x.device, dtype)[:, None].expand(-1, len(x))
+    dtype, x, times = x.dtype, path.widest(x), times.cpu()  # times stay on the host: no step waits for the device
+    heard = times.to(dtype).to(x.device)[:, None].expand(-1, len(x))
     before = share = None
     for i, (t, t_next) in enumerate(pairwise(times)):
         data, noise = now = estimate(velocity, x.to(dtype), heard[i], target(heard[i], heard[i + 1]))
@@ -105,9 +106,9 @@ def sample(
 
 
 def estimate(velocity, x: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """The data and noise behind x (B, ...) at t (B,), computed in x's dtype as the released code does, then float64."""
+    """The data and noise behind x (B, ...) at t (B,), computed in x's dtype as the released code does, then widened."""
     data, noise = path.endpoints(x, velocity(x, t, r), t)
-    return data.double(), noise.double()
+    return path.widest(data), path.widest(noise)
 
 
 def step_from(x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:

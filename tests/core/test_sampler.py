@@ -163,3 +163,19 @@ def test_impossible_settings_are_named(options, ts, message):
 def test_order_two_may_start_at_noise_when_it_has_one_step_only():
     out = sample(curved, noise(), torch.tensor([1.0, 0.0], dtype=torch.float64), order=2)
     assert out.isfinite().all()
+
+
+def test_a_device_without_float64(monkeypatch):
+    """As on Apple's: nothing is widened, and the samples are those of the others to float32's precision."""
+    options = dict(style="few", stochasticity=0.5, extrapolation=0.5)
+    dtypes = []
+    telling = lambda x, t, r: dtypes.append((x.dtype, t.dtype)) or curved(x, t, r)
+    wide = sample(telling, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0), **options)
+    monkeypatch.setattr(path, "SINGLE", ("cpu",))
+    monkeypatch.setattr(torch.Tensor, "double", None)
+    single = sample(
+        telling, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0),
+        callback=lambda i, t, x, data: dtypes.append((x.dtype, data.dtype)), **options,
+    )  # fmt: skip
+    assert set(dtypes) == {(torch.float32, torch.float32)}
+    torch.testing.assert_close(single, wide, rtol=1e-5, atol=1e-5)

@@ -82,7 +82,9 @@ class Cached:
 
     def cache(self, config, device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
-        source, dtype = config.encoders or config.source, config.torch_dtype
+        source, dtype, parts = config.encoders or config.source, config.torch_dtype, (*self.text_parts, "vae")
+        if config.encoders and Path(config.encoders).is_dir() and not any((Path(config.encoders) / part).is_dir() for part in parts):
+            raise TrainerError(f"--encoders {config.encoders}: is a folder with none of {', '.join(parts)}; expected these in it")
         text, image = (f"{self.base_model} {identity(files)}" for files in (self.text_files(source), self.image_files(source)))
         return Cache(
             config.cache or config.out / "cache" / self.base_model,

@@ -78,6 +78,7 @@ class Reader(nn.Module):
 
 class OpenUni(Sana):
     name = base_model = "openuni"
+    text_parts = ("internvl",)
     repository = "wusize/openuni/openuni_l_internvl3_2b_sana_1_6b_512_hf_blip3o60k.pth"
 
     def recipe(self, mode: str) -> dict:

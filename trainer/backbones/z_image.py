@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from twinflow import layouts
+from twinflow.path import widest
 from twinflow.prompts import Prompt
 from twinflow.time_embedding import SECOND_EMBEDDERS, fold, stack, to_signal
 
@@ -23,7 +24,7 @@ def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two")
     core = getattr(model, "module", model)  # what a distributed wrapper holds
     dtype = core.x_pad_token.dtype  # never quantised, never under a LoRA
     # float64: the model scales the times by 1000 before the embedder takes their difference
-    times = stack(to_signal(t).double(), to_signal(r).double()) if time == "two" else to_signal(fold(t, r))
+    times = stack(*(widest(to_signal(k)) for k in (t, r))) if time == "two" else to_signal(fold(t, r))
     out = model(
         x=list(x.to(dtype).unsqueeze(2)),
         t=times,
