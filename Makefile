@@ -36,7 +36,7 @@ lint: $(STAMP)
 
 test: lint
 	@echo "== pytest"
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile # two processes of one thread each
 
 # COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter that has its requirements and pytest.
 COMFYUI_PATH ?= $(HOME)/ComfyUI

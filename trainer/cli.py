@@ -130,5 +130,7 @@ def read_file(path: str, mode: str) -> dict:
         raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if values.pop("mode", mode) != mode:
-        raise TrainerError(f"--config {path}: is for the other command; expected python -m trainer.{'full' if mode == 'lora' else 'lora'}")
+        raise TrainerError(
+            f"--config {path}: is for the other command; expected python -m trainer.{'full' if mode == 'lora' else 'lora'}"
+        )
     return values

@@ -112,7 +112,7 @@ class Config(BaseModel):
     rslora: bool = setting(False, "adapter", "scale by alpha / sqrt(rank)")
     dropout: float = setting(0.0, "adapter", "LoRA dropout", ge=0, lt=1)
     targets: str = setting(
-        "all", "adapter", "modules with a LoRA: a preset of the backbone (all, attention) or names, comma-separated"
+        "all", "adapter", "modules with a LoRA: all, attention, attention+mlp, or ends of names, comma-separated"
     )
 
     preset: str = setting("", "objective", "published constants by name: " + ", ".join(OBJECTIVES))

@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer import checkpoint
 from trainer.cli import main
 from trainer.generate import main as draw
 from twinflow.weights import Provenance, load, read_header
 
-RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "1", "--validate-every", "1", "--log-every", "1", "--threads", "1",
-       "--dtype", "fp32", "--guidance", "2", "--warmup", "0", "--tracker", "none"]  # fmt: skip
+RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "1", "--validate-every", "1", "--log-every", "1",
+       "--threads", "1", "--dtype", "fp32", "--guidance", "2", "--warmup", "0", "--tracker", "none"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +45,7 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     rank = ["--rank", "2"] if mode == "lora" else ["--lr", "1e-3"]
     assert main(mode, [*options(family, whole, photos, tmp_path), *rank]) == 0, capsys.readouterr().err
     folder = tmp_path / name
-    assert {p.name for p in (folder / "samples").iterdir()} == {f"step-{n:06d}.png" for n in range(3)}
+    assert {p.name for p in (folder / "samples").iterdir()} == {f"step-{n:06d}.png" for n in range(3)} | {"prompts.txt"}
     rows = (folder / "metrics.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(",")))
     for term in ("loss", "one_step", "multi_step", "any_step", "fake"):
@@ -97,3 +98,22 @@ def test_a_published_model_needs_a_gpu(name, tmp_path, capsys):
     assert main("lora", ["--model", name, "--data", "photos", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "needs a GPU" in error and "--model digits" in error and "GiB" in error and error.count("\n") == 1
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(edit, edit_whole, photos, tmp_path, monkeypatch):
+    asked = [*options(edit, edit_whole, photos, tmp_path), "--steps", "4", "--save-every", "1", "--caption-dropout", "0.3"]
+    assert main("lora", [*asked, "--name", "whole"]) == 0
+    write = checkpoint.write
+
+    def killed(state, *rest, **options):
+        write(state, *rest, **options)
+        if state.step == 2:
+            raise ConnectionAbortedError
+
+    monkeypatch.setattr(checkpoint, "write", killed)
+    with pytest.raises(ConnectionAbortedError):
+        main("lora", [*asked, "--name", "cut"])
+    monkeypatch.setattr(checkpoint, "write", write)
+    assert main("lora", [*asked, "--name", "cut"]) == 0
+    whole, cut = (load(tmp_path / name / f"{name}.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(t, cut[name]) for name, t in whole.items())

@@ -49,8 +49,9 @@ def test_pip_installs_twinflow_and_trainer_and_no_nodes(installed):
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"twinflow", "trainer"}  # a top-level `nodes` would hide ComfyUI's own module
     for package in names:
-        source = {p.relative_to(ROOT) for p in (ROOT / package).rglob("*.py")}
-        assert {p.relative_to(installed) for p in (installed / package).rglob("*.py")} == source
+        for files in ("*.py", "*.yaml"):
+            source = {p.relative_to(ROOT) for p in (ROOT / package).rglob(files)}
+            assert {p.relative_to(installed) for p in (installed / package).rglob(files)} == source
 
 
 def test_the_installed_packages_are_the_ones_that_run(installed, tmp_path):

@@ -70,6 +70,10 @@ class Cached:
         shown = rows(config.prompts, image_free=True) if config.prompts else train
         held.append(self.load(config.source, dtype=config.torch_dtype if config.mode == "lora" else None))
         shown = [(caption.text, size, cond) for caption, size, cond in shown.first(None if config.prompts else SHOWN)]
+        if accelerator.is_main_process:
+            (folder / "samples").mkdir(exist_ok=True)
+            texts = "\n".join(f"{row}  {text}" for row, (text, *_) in enumerate(shown, 1))
+            (folder / "samples" / "prompts.txt").write_text(texts + "\n", "utf-8")
         return Prepared(held[0], train, validation, config, shown)
 
     def settings(self, config, source: str, **changes) -> Settings:
@@ -83,8 +87,14 @@ class Cached:
     def cache(self, config, device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
         source, dtype, parts = config.encoders or config.source, config.torch_dtype, (*self.text_parts, "vae")
-        if config.encoders and Path(config.encoders).is_dir() and not any((Path(config.encoders) / part).is_dir() for part in parts):
-            raise TrainerError(f"--encoders {config.encoders}: is a folder with none of {', '.join(parts)}; expected these in it")
+        if (
+            config.encoders
+            and Path(config.encoders).is_dir()
+            and not any((Path(config.encoders) / part).is_dir() for part in parts)
+        ):
+            raise TrainerError(
+                f"--encoders {config.encoders}: is a folder with none of {', '.join(parts)}; expected these in it"
+            )
         text, image = (f"{self.base_model} {identity(files)}" for files in (self.text_files(source), self.image_files(source)))
         return Cache(
             config.cache or config.out / "cache" / self.base_model,
