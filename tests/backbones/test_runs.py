@@ -54,7 +54,7 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     assert (provenance.base_model, provenance.time) == (backbone.base_model, "two")
     assert all(t.isfinite().all() for t in load(folder / f"{name}.safetensors").values())
     if not backbone.edits:
-        report = json.loads(next(folder.glob("rows-*.json")).read_text())
+        report = json.loads((folder / "rows-training.json").read_text())
         assert report["used"] == 5 and "broken.png" in str(report["skipped"])
     text = (folder / "summary.md").read_text()
     assert f"--source {whole.folder}" in text and "grid.png" in text and "validation" in text

@@ -12,6 +12,7 @@ from twinflow.objective import Condition
 from twinflow.weights import write_atomically
 
 from .. import TrainerError, data
+from ..config import Config
 from ..data import Cache, CachedData, Encoder, Settings
 from ..data.buckets import Buckets
 from ..data.pictures import Broken, pixels
@@ -30,7 +31,7 @@ class Prepared:
     model: nn.Module
     data: CachedData
     validation: CachedData | None
-    config: object
+    config: Config
     shown: list[tuple[str, tuple[int, int], Condition]]
 
 
@@ -53,21 +54,21 @@ class Cached:
             raise TrainerError(f"--resolution is {config.resolution}; expected a multiple of {self.pixels} for {self.name}")
         held = []  # the transformer, once it is loaded: pictures that are not looked at still have a shape
 
-        def rows(source: str, **changes) -> CachedData:
+        def rows(purpose: str, source: str, **changes) -> CachedData:
             made, found = data.prepare(
                 self.settings(config, source, **changes), cache, self.collate,
                 latents=lambda h, w: self.shape(held[0], (h, w)),
                 share=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
             )  # fmt: skip
             if accelerator.is_main_process:
-                accelerator.print(f"{source}: {found}")
-                found.write(folder / f"rows-{Path(source.split(',')[0]).stem}.json")
+                accelerator.print(f"{purpose}: {found}")
+                found.write(folder / f"rows-{purpose}.json")
             return made
 
         cache = self.cache(config, accelerator.device)
-        train = rows(config.data, caption_dropout=config.caption_dropout)
-        validation = rows(config.validation) if config.validation else None
-        shown = rows(config.prompts, image_free=True) if config.prompts else train
+        train = rows("training", config.data, caption_dropout=config.caption_dropout)
+        validation = rows("validation", config.validation) if config.validation else None
+        shown = rows("prompts", config.prompts, image_free=True) if config.prompts else train
         held.append(self.load(config.source, dtype=config.torch_dtype if config.mode == "lora" else None))
         shown = [(caption.text, size, cond) for caption, size, cond in shown.first(None if config.prompts else SHOWN)]
         if accelerator.is_main_process:
@@ -87,14 +88,9 @@ class Cached:
     def cache(self, config, device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
         source, dtype, parts = config.encoders or config.source, config.torch_dtype, (*self.text_parts, "vae")
-        if (
-            config.encoders
-            and Path(config.encoders).is_dir()
-            and not any((Path(config.encoders) / part).is_dir() for part in parts)
-        ):
-            raise TrainerError(
-                f"--encoders {config.encoders}: is a folder with none of {', '.join(parts)}; expected these in it"
-            )
+        root = Path(config.encoders)  # "." where none is given
+        if config.encoders and root.is_dir() and not any((root / part).is_dir() for part in parts):
+            raise TrainerError(f"--encoders {root}: is a folder with none of {', '.join(parts)}; expected these in it")
         text, image = (f"{self.base_model} {identity(files)}" for files in (self.text_files(source), self.image_files(source)))
         return Cache(
             config.cache or config.out / "cache" / self.base_model,
