@@ -117,7 +117,7 @@ def draw(args: argparse.Namespace) -> None:
     del network
     made = model.pictures(config, latents, device)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    report.grid({f"{config.name}, {steps} NFE": made}, args.output, scale=max(1, 64 // made[0].shape[-1]))
+    report.grid({f"{config.name}, {steps} NFE": made}, args.output, least=64)
     print(f"drew {args.output}")
 
 

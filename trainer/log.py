@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
+from PIL import Image
 
 TERMS = ("loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify")
 FIELDS = ("stage", "step", "seconds", "rate", *TERMS, "grad_norm", "skipped", *(f"validation_{term}" for term in TERMS))
@@ -39,3 +41,10 @@ class Log:
         with open(self.path, "a", newline="") as file:
             csv.DictWriter(file, FIELDS).writerow(row)
         self.accelerator.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)
+
+    def picture(self, path: Path, step: int) -> None:
+        """Show a PNG in the trackers, too."""
+        pixels = np.asarray(Image.open(path))[None]
+        for tracker in self.accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": pixels}, step, **options)

@@ -10,18 +10,21 @@ from torch import Tensor
 
 from twinflow.weights import write_atomically
 
+from .log import TERMS
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first
 
 MARGIN, GAP, HEAD = 6, 14, 26  # pixels
 
 
-def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, scale: int = 5) -> None:
+def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40) -> None:
     """Pictures as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
 
-    The rows of all columns are as many, and line up; sizes may differ.  scale: pixels a pixel.
+    The rows of all columns are as many, and line up; sizes may differ.  least: pictures
+    narrower than this many pixels are enlarged to it.
     """
-    blocks = {title: [framed(row, scale) for row in rows] for title, rows in columns.items()}
+    blocks = {title: [framed(row, max(1, least // row.shape[-1])) for row in rows] for title, rows in columns.items()}
     heights = [max(b.shape[0] for b in row) for row in zip(*blocks.values(), strict=True)]
     widths = [max(b.shape[1] for b in column) for column in blocks.values()]
     size = sum(widths) + GAP * (len(widths) - 1) + 2 * MARGIN, sum(heights) + HEAD + 2 * MARGIN
@@ -50,7 +53,7 @@ def losses(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, len(stages), figsize=(6 * len(stages), 4), squeeze=False, layout="constrained")
     for stage, ax in zip(stages, axes[0]):
         own = [row for row in rows if row["stage"] == stage]
-        for term in ("loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify"):
+        for term in (*TERMS, "validation_loss"):
             points = [(int(row["step"]), float(row[term])) for row in own if row.get(term) not in (None, "")]
             if points:
                 ax.plot(*zip(*points), label=term, lw=1.6 if term == "loss" else 0.8)

@@ -63,7 +63,7 @@ def run(config: Config) -> None:
         guide=lambda averages: trainee.base() if config.guide == "base" else None,
         validation=prepared.validation,
         validate_every=config.validate_every,
-        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder, accelerator),
+        observe=lambda step, values: observe(model, prepared, trainee, step, values, folder, log),
         observe_every=config.sample_every,
     )
     values = train(
@@ -100,15 +100,15 @@ def averaged(trainee: Trainee, averages) -> With | None:
     return With(trainee.network, dict(zip(trainee.tensors, averages["teacher"].shadow)))
 
 
-def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, accelerator: Accelerator) -> None:
+def observe(model, prepared, trainee: Trainee, step: int, values, folder: Path, log: Log) -> None:
     """A grid of samples from the weights as they are now, from the same noise every time."""
     now = values.get("weights", values["last"])
-    made = model.preview(With(trainee.network, now), prepared, accelerator.device)
-    if accelerator.is_main_process:
+    made = model.preview(With(trainee.network, now), prepared, log.accelerator.device)
+    if log.accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
-        report.grid(
-            made, folder / "samples" / f"step-{step:06d}.png", scale=max(1, 40 // next(iter(made.values()))[0].shape[-1])
-        )
+        path = folder / "samples" / f"step-{step:06d}.png"
+        report.grid(made, path)
+        log.picture(path, step)
 
 
 def seconds(rows: list[dict]) -> dict[str, float]:
