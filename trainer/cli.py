@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import torch
 import yaml
 
 from twinflow.weights import WeightsError
@@ -18,15 +19,15 @@ LORA_ONLY = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time
 
 
 def main(mode: str, argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 diverged, 2 bad input, 130 interrupted (and saved)."""
+    """Returns the exit code: 0 done, 1 diverged or out of memory, 2 bad input, 130 interrupted (and saved)."""
     argv = sys.argv[1:] if argv is None else argv
     given = vars(parser(mode, asked_model(argv), {"-h", "--help"} & set(argv)).parse_args(argv))
-    dry_run, cards, file = given.pop("dry_run", False), given.pop("plan", 0), given.pop("config", None)
+    dry_run, cards, file = given.pop("dry_run", False), given.pop("plan", None), given.pop("config", None)
     try:
         config = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
             print(config.model_dump_json(indent=2))
-        elif cards:
+        elif cards is not None:
             from . import plan, sizes
 
             print(plan.table(config.model, sizes.size(config.model), plan.setup_of(config, cards)))
@@ -37,6 +38,12 @@ def main(mode: str, argv: list[str] | None = None) -> int:
     except (TrainerError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "code", 2)
+    except torch.cuda.OutOfMemoryError as error:
+        print(
+            f"error: out of memory ({str(error).splitlines()[0]})\n--plan says what needs how much, and flags that fit.",
+            file=sys.stderr,
+        )
+        return 1
     except Stopped as stopped:
         print(f"{stopped}\nTo go on, run the same command again.", file=sys.stderr)
         return 130

@@ -88,3 +88,13 @@ def test_a_base_that_cannot_be_used(finished, tmp_path, capsys, fault, tiny):
     error = capsys.readouterr().err.strip()
     assert "bad.safetensors" in error and len(error.splitlines()) == 1
     assert not list((tmp_path / "runs").rglob("digits-lora.safetensors"))
+
+
+def test_a_full_card_is_answered_with_the_plan(capsys, tiny, monkeypatch):
+    def full(config):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr("trainer.run.run", full)
+    assert main("lora", tiny) == 1
+    error = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB" in error and "--plan" in error and "more" not in error
