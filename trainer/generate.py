@@ -84,7 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help="what to draw (digits: 0 to 9; default: all)")
     p.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="pictures to edit (edit models)")
     p.add_argument("--steps", type=int, help="network evaluations: one of the file's recommended settings (default: the first)")
-    p.add_argument("--size", metavar="WxH", help="in pixels (default: a square of the resolution trained at)")
+    p.add_argument(
+        "--size", metavar="WxH", help="in pixels (default: a square of the resolution trained at, or as the first reference)"
+    )
     p.add_argument("--each", type=int, default=5, help="pictures a prompt (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the initial noise (default: %(default)s)")
     p.add_argument("--output", type=Path, default=Path("generated.png"), help="PNG to write (default: %(default)s)")
@@ -109,7 +111,10 @@ def draw(args: argparse.Namespace) -> None:
     size, device = size_of(args.size, config, model), Accelerator().device
     conditions = model.conditions(config, args.run, args.prompts, args.reference, device)
     network = load_trained(model, model.plain(config, args.run), weights).to(device)
-    start = noise(len(conditions) * args.each, model.shape(network.model, size), args.seed).split(args.each)
+    shape = model.shape(network.model, size)
+    if args.reference and not args.size:  # as large as the picture that is edited
+        shape = next(iter(conditions.values()))[-len(args.reference)].shape[1:]
+    start = noise(len(conditions) * args.each, shape, args.seed).split(args.each)
     latents = []
     for x, cond in zip(start, tqdm(conditions.values(), desc="drawing", unit="prompt")):
         cond = tuple(c.expand(args.each, *c.shape[1:]) for c in cond)

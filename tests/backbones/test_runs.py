@@ -63,6 +63,9 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     assert draw([*asked, "--size", "64x128", "--output", str(picture)]) == 0
     wide, high = Image.open(picture).size
     assert high > wide
+    if backbone.edits:
+        assert draw([*asked, "--output", str(picture)]) == 0  # as large as what is edited
+        assert Image.open(picture).size[1] < high
 
 
 def test_the_second_run_encodes_nothing(edit, edit_whole, photos, tmp_path, monkeypatch, capsys):
