@@ -28,9 +28,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def share(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor that every process has, sharded and placed as `like` is."""
+    """A tensor that every process has, where `like` is, and sharded as it is."""
     if not isinstance(like, DTensor) or isinstance(whole, DTensor):
-        return whole
+        return whole.to(like.device)
     whole = whole.to(like.device_mesh.device_type)
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # None: nothing is sent
 

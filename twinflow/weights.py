@@ -86,17 +86,18 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> N
     try:
         write(temporary)
         os.chmod(temporary, 0o644)
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # or a power cut could still undo the rename
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # Windows cannot open a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut could still undo the rename
+        finally:
+            os.close(folder)
 
 
 def write_json(value, path: str | os.PathLike) -> None:

@@ -158,3 +158,10 @@ def test_muon_trains_the_blocks_matrices_and_adamw_all_else():
     for name, p in made.tensors.items():
         inside = "transformer_blocks." in name and p.ndim == 2
         assert kinds[id(p)] == (("muon", 0.5) if inside else ("adamw", 0.25)), name
+
+
+def test_other_values_go_where_the_network_is():
+    """A frozen copy is made before the network moves to its GPU."""
+    layer = torch.nn.Linear(3, 3)
+    frozen = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    assert {t.device.type for t in With(layer.to("meta"), frozen).values.values()} == {"meta"}
