@@ -135,8 +135,8 @@ class Digits:
     decode = staticmethod(decode)
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
-        Sampling(2, "any", 0.0, end_gap=0.6),
-        Sampling(4, "any", 0.0, end_gap=0.5),
+        Sampling(2, "any", 0.0, end_gap=0.7),
+        Sampling(4, "any", 0.0, end_gap=0.6),
         Sampling(8, "any", 0.0, end_gap=0.5),
         MULTI,
     )
