@@ -119,26 +119,29 @@ def nearest_distance(images: Tensor, reference: Tensor) -> float:
 
 
 class Judge:
-    """Compares generated digits with the training split; the real test split sets the scale."""
+    """Compares generated digits with the training split; the real test split sets the scale, and is to be covered."""
 
     def __init__(self, network: str = "mlp", *, digits: Digits | None = None, seed: int = 0):
         self.digits = digits or Digits.load()
         self.classifier = train_classifier(network, self.digits, seed=seed)
         self.real, _ = self.classifier(self.digits.train)
+        self.unseen, _ = self.classifier(self.digits.test)
         self.spread = within_class_spread(self.real, self.digits.train_labels)
-        self.test_distance = frechet_distance(self.classifier(self.digits.test)[0], self.real)
+        self.test_distance = frechet_distance(self.unseen, self.real)
         self.test_nearest = nearest_distance(self.digits.test, self.digits.train)
 
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """images (n, 1, 8, 8) in [0, 1] with the labels asked for.
 
         frechet is in units where the real test split has 1; diversity and nearest are relative to real images too.
+        coverage is of the test split, real images that no generator has seen (its own coverage is therefore 1).
         """
         features, logits = self.classifier(images.float())
         return {
             "frechet": frechet_distance(features, self.real) / self.test_distance,
             "accuracy": (logits.argmax(1) == labels).double().mean().item(),
             **neighbour_metrics(self.real, features),
+            "coverage": neighbour_metrics(self.unseen, features)["coverage"],
             "diversity": within_class_spread(features, labels) / self.spread,
             "nearest": nearest_distance(images, self.digits.train) / self.test_nearest,
         }

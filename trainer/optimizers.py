@@ -2,10 +2,11 @@
 
 adamw  torch's, fused where the device allows
 adamw8bit  torchao's, with eight-bit moments (tensors of fewer than 4096 numbers keep theirs whole)
-muon   torch's Muon for the matrices of the blocks, AdamW for all else (embeddings, biases, norms, first and last layers)
+muon   Muon for the matrices of the blocks, AdamW for all else (embeddings, biases, norms, first and last layers)
 """
 
 import functools
+import math
 from importlib.util import find_spec
 
 import torch
@@ -32,16 +33,62 @@ def build(groups: list[dict], *, betas: tuple[float, float], weight_decay: float
     built = []
     for kind, own in kinds.items():
         if kind == "muon":
-            if not hasattr(optim, "Muon"):
-                raise TrainerError("--optimizer muon needs torch 2.9 or newer; expected adamw, or pip install -U torch")
-            # 3 iterations are enough for an update that need not be orthogonal to many digits
-            built.append(optim.Muon(own, weight_decay=weight_decay, ns_steps=3, adjust_lr_fn="match_rms_adamw"))
+            built.append(Muon(own, weight_decay=weight_decay))
         elif kind == "adamw8bit":
             built.append(adamw8bit()(own, betas=betas, weight_decay=weight_decay))
         else:
             fused = all(p.device.type in ("cpu", "cuda") for group in own for p in group["params"])
             built.append(optim.AdamW(own, betas=betas, weight_decay=weight_decay, fused=fused))
     return built
+
+
+class Muon(optim.Optimizer):
+    """Keller Jordan's Muon (kellerjordan.github.io/posts/muon), learning rates matched to AdamW's as Moonlight does.
+
+    The numbers are those of torch.optim.Muon(ns_steps=3, adjust_lr_fn="match_rms_adamw"), to rounding.  Matrices of one
+    shape are orthogonalised together: a small model has many, and calling torch for each costs more than the arithmetic.
+    """
+
+    COEFFICIENTS = 3.4445, -4.7750, 2.0315
+    ITERATIONS = 3  # enough for an update that need not be orthogonal to many digits
+    TOGETHER = 2**22  # numbers stacked at once, which bounds the memory; a larger matrix goes alone
+
+    def __init__(self, params, *, weight_decay: float = 0.0, momentum: float = 0.95):
+        super().__init__(params, dict(weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            alike: dict[tuple, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault((p.shape, p.device, p.dtype), []).append(p)
+            for same in alike.values():
+                count = max(1, self.TOGETHER // same[0].numel())
+                for first in range(0, len(same), count):
+                    self.update(same[first : first + count], group)
+
+    def update(self, params: list[Tensor], group: dict) -> None:
+        """One step of parameters of one shape (M, N)."""
+        grads, momentum = [p.grad for p in params], group["momentum"]
+        averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+        torch._foreach_lerp_(averages, grads, 1 - momentum)
+        updates = self.orthogonal(torch.stack(torch._foreach_lerp(grads, averages, momentum))).to(params[0])
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, updates.unbind(), alpha=-group["lr"] * 0.2 * math.sqrt(max(params[0].shape)))
+
+    def orthogonal(self, x: Tensor) -> Tensor:
+        """The matrices x (B, M, N) with all singular values near 1, by Newton-Schulz iterations."""
+        if x.device.type != "cpu":  # which has no fast bfloat16
+            x = x.bfloat16()
+        if tall := x.shape[-2] > x.shape[-1]:
+            x = x.mT
+        x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+        a, b, c = self.COEFFICIENTS
+        for _ in range(self.ITERATIONS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.mT if tall else x
 
 
 def check(name: str) -> None:

@@ -37,6 +37,13 @@ def test_copies_are_caught(judge):
     assert judge.metrics(d.train[:900], d.train_labels[:900])["nearest"] < 1e-3
 
 
+def test_coverage_is_of_the_real_digits_that_no_generator_has_seen(judge):
+    d = judge.digits
+    assert judge.real_test()["coverage"] == 1
+    whole, few = (judge.metrics(d.train[:n], d.train_labels[:n])["coverage"] for n in (len(d.train), 60))
+    assert whole > 0.98 and few < 0.8
+
+
 def test_the_judge_is_the_same_every_time(judge):
     state = torch.random.get_rng_state()
     again = Judge(digits=Digits.load())

@@ -102,7 +102,8 @@ class Labelled:
         x, y = images()[0][rows], images()[1][rows]
         empty = torch.full_like(y, CLASSES)
         if self.table is None:
-            return encode(x), (y,), (empty,)
+            dropped = torch.rand(len(y)) < DROP  # under the seed that the loop sets
+            return encode(x), (torch.where(dropped, empty, y),), (empty,)
         return encode(x), tuple(c[y] for c in self.table), tuple(c[empty] for c in self.table)
 
 
@@ -115,9 +116,7 @@ class Base(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, r: Tensor, cond) -> Tensor:
         (labels,) = cond
-        dropped = torch.rand(len(labels)) < DROP if self.training else torch.zeros(len(labels), dtype=torch.bool)
-        cond = self.table(torch.where(dropped.to(labels.device), CLASSES, labels))
-        return qwen_image.velocity(self.transformer, x, t, torch.zeros_like(t), cond, time="fold")
+        return qwen_image.velocity(self.transformer, x, t, torch.zeros_like(t), self.table(labels), time="fold")
 
 
 @dataclass
@@ -140,22 +139,22 @@ class Digits:
     velocity = staticmethod(qwen_image.velocity)
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
-        Sampling(2, "any", 0.0, end_gap=0.6),
-        Sampling(4, "any", 0.0, end_gap=0.5),
+        Sampling(2, "any", 0.0, end_gap=0.7),
+        Sampling(4, "any", 0.0, end_gap=0.6),
         Sampling(8, "any", 0.0, end_gap=0.5),
         MULTI,
     )
     base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
 
     def recipe(self, mode: str) -> dict:
-        """What docs/digits.md found: the frozen base's velocity as the target, and Muon."""
+        """What docs/digits.md found: a base with a little guidance, its velocity as the target, and Muon."""
         own = (
-            dict(steps=1000, lr=8e-3, matrix_lr=2e-2, alpha=8.0, difference=0.07)
+            dict(steps=750, lr=8e-3, matrix_lr=2e-2, alpha=8.0, difference=0.04)
             if mode == "lora"
-            else dict(steps=1300, lr=5e-3, matrix_lr=1e-2, difference=0.05)
+            else dict(steps=1250, lr=5e-3, matrix_lr=1e-2, difference=0.03)
         )
         return own | dict(
-            base_steps=1200, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
+            base_steps=1700, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
             batch=128, warmup=30, betas=(0.9, 0.95), optimizer="muon", ema=0.0, weights_ema=0.99,
             order=1, roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1.5), rectify=0.0,
             target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
@@ -289,5 +288,15 @@ def pretrain(config, cache: Path, accelerator, log: Log) -> None:
     accelerator.wait_for_everyone()
 
 
-BASE_OBJECTIVE = replace(OBJECTIVES["flow-matching"], reach=0.0, loss="l2", times="logit-normal", stratified=True)
+# Flow matching with a little guidance trained in, where the noise is strong: more digits are what they were asked to be,
+# at a slightly larger distance from the data (docs/digits.md).
+BASE_OBJECTIVE = replace(
+    OBJECTIVES["flow-matching"],
+    reach=0.0,
+    loss="l2",
+    times="logit-normal",
+    stratified=True,
+    guidance=0.13,
+    guidance_range=(0.55, 1.0),
+)
 BACKBONE = Digits()
