@@ -4,6 +4,7 @@ The three colour channels of an 8x8 picture stand for latents, so there is no VA
 learnt tokens, so there is no text encoder.  All else is Qwen-Image: class, key names, time conditioning.
 """
 
+import hashlib
 import shutil
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +27,7 @@ from ..adapters import check_fits
 from ..data.order import rows_at
 from ..generate import Plain, generate, load_trained, noise
 from ..log import Log
-from ..loop import Job, train
+from ..loop import Job, seed_of, train
 from . import qwen_image
 
 CLASSES = 10
@@ -102,7 +103,8 @@ class Labelled:
         x, y = images()[0][rows], images()[1][rows]
         empty = torch.full_like(y, CLASSES)
         if self.table is None:
-            dropped = torch.rand(len(y)) < DROP  # under the seed that the loop sets
+            chance = torch.rand(len(y), generator=torch.Generator().manual_seed(seed_of(seed, "drop", index)))
+            dropped = chance < DROP
             return encode(x), (torch.where(dropped, empty, y),), (empty,)
         return encode(x), tuple(c[y] for c in self.table), tuple(c[empty] for c in self.table)
 
@@ -140,8 +142,8 @@ class Digits:
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
         Sampling(2, "any", 0.0, end_gap=0.7),
-        Sampling(4, "any", 0.0, end_gap=0.6),
-        Sampling(8, "any", 0.0, end_gap=0.5),
+        Sampling(4, "any", 0.0, end_gap=0.7),
+        Sampling(8, "any", 0.0, end_gap=0.6),
         MULTI,
     )
     base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
@@ -178,7 +180,7 @@ class Digits:
             self.lora_targets(self.transformer(torch.Generator()), config.targets)
         base = config.base
         if base is None:
-            cache = config.out / "cache" / f"digits-{config.hash(base=True)}"
+            cache = config.out / "cache" / f"digits-{base_hash(config)}"
             cache.mkdir(parents=True, exist_ok=True)
             own_log, base = Log(cache / "metrics.csv", accelerator, config.log_every), cache / "base.safetensors"
             if not base.exists():
@@ -249,6 +251,12 @@ class Digits:
 
     def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
+
+
+def base_hash(config) -> str:
+    """Of all that decides the base: settings, and what is written here."""
+    about = config.hash(base=True), BASE_OBJECTIVE, ARCHITECTURE, TOKENS, DROP
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:12]
 
 
 def pretrain(config, cache: Path, accelerator, log: Log) -> None:
