@@ -153,10 +153,10 @@ class Digits:
         own = (
             dict(steps=750, lr=8e-3, matrix_lr=2e-2, alpha=8.0, difference=0.04)
             if mode == "lora"
-            else dict(steps=1100, lr=5e-3, matrix_lr=1e-2, difference=0.03)
+            else dict(steps=1050, lr=5e-3, matrix_lr=1e-2, difference=0.03)
         )
         return own | dict(
-            base_steps=1700, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
+            base_steps=1500, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
             batch=128, warmup=30, betas=(0.9, 0.95), optimizer="muon", ema=0.0, weights_ema=0.99,
             order=1, roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1.5), rectify=0.0,
             target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
