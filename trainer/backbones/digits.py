@@ -153,7 +153,7 @@ class Digits:
         own = (
             dict(steps=750, lr=8e-3, matrix_lr=2e-2, alpha=8.0, difference=0.04)
             if mode == "lora"
-            else dict(steps=1050, lr=5e-3, matrix_lr=1e-2, difference=0.03)
+            else dict(steps=950, lr=5e-3, matrix_lr=1e-2, difference=0.04)
         )
         return own | dict(
             base_steps=1500, base_batch=64, base_optimizer="muon", base_lr=6e-3, base_matrix_lr=1e-2,
