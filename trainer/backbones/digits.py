@@ -144,7 +144,7 @@ class Digits:
         Sampling(2, "any", 0.0, end_gap=0.7),
         Sampling(4, "any", 0.0, end_gap=0.7),
         Sampling(8, "any", 0.0, end_gap=0.6),
-        MULTI,
+        Sampling(32, "any", 0.0, end_gap=0.5),
     )
     base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
 
