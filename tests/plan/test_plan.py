@@ -104,7 +104,7 @@ def test_a_real_step_allocates_as_planned(name, change):
     for optimizer in built:
         optimizer.step()
     got = {
-        f"weights ({setup.dtype})": nbytes(trainee.network.parameters()) - nbytes(trained) * (setup.mode == "lora"),
+        f"weights ({setup.dtype if setup.mode == 'lora' else 'fp32'})": nbytes(trainee.network.parameters()) - nbytes(trained) * (setup.mode == "lora"),
         "adapter": nbytes(trained) * (setup.mode == "lora"),
         "buffers": nbytes(trainee.network.buffers()),
         "gradients": nbytes(p.grad for p in trained if p.grad is not None),
