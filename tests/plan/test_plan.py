@@ -91,7 +91,7 @@ def test_published_activations():
 def test_a_real_step_allocates_as_planned(name, change):
     """Weights, adapter, gradients, optimiser, averages and frozen copy after one optimiser step, each to 5 %."""
     tiny, setup = TINY[name], replace(SETUP, **change)
-    planned = memory.plan(tiny, setup)
+    planned, full = memory.plan(tiny, setup), setup.mode == "full"
     trainee = real(tiny, setup)
     trained = list(trainee.tensors.values())
     built = optimizers.build(trainee.groups(), betas=(0.9, 0.999), weight_decay=0.0)
@@ -104,8 +104,8 @@ def test_a_real_step_allocates_as_planned(name, change):
     for optimizer in built:
         optimizer.step()
     got = {
-        f"weights ({setup.dtype if setup.mode == 'lora' else 'fp32'})": nbytes(trainee.network.parameters()) - nbytes(trained) * (setup.mode == "lora"),
-        "adapter": nbytes(trained) * (setup.mode == "lora"),
+        f"weights ({'fp32' if full else setup.dtype})": nbytes(trainee.network.parameters()) - nbytes(trained) * (not full),
+        "adapter": nbytes(trained) * (not full),
         "buffers": nbytes(trainee.network.buffers()),
         "gradients": nbytes(p.grad for p in trained if p.grad is not None),
         f"optimiser ({setup.optimizer})": nbytes(v for o in built for state in o.state.values() for v in state.values()),
