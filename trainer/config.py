@@ -33,6 +33,7 @@ def _numbers(value):
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Weights = Annotated[dict[str, float], BeforeValidator(_pairs)]
 Pair = Annotated[tuple[float, float], BeforeValidator(_numbers)]
 
@@ -200,7 +201,7 @@ class Config(BaseModel):
     @property
     def torch_dtype(self) -> torch.dtype:
         """Of the arithmetic."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
+        return DTYPES[self.dtype]
 
     @property
     def folder(self) -> Path:

@@ -16,12 +16,12 @@ from torch import nn
 
 from . import TrainerError, activations
 from .block_swap import blocks
+from .config import DTYPES
 from .sizes import Size
 
 GIB = 2**30
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 BYTES = {"fp32": 4, "bf16": 2}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # bytes of a weight; nf4 with its scales, which are quantised, too
 STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 ROW = {"int8": 5.0, "fp8": 0.0, "fp8-cast": 0.0, "nf4": 0.0}  # and the scale (fp32) and zero point of an output row

@@ -14,7 +14,7 @@ from twinflow.weights import save, write_json
 from . import TrainerError, optimizers, plan, quantise, report, sharding, summary
 from .adapters import Trainee, With
 from .backbones import backbone
-from .config import Config, read_config
+from .config import DTYPES, Config, read_config
 from .log import Log
 from .loop import Job, train
 from .memory import skeleton
@@ -80,8 +80,8 @@ def run(config: Config) -> None:
 def finish(config: Config, model, trainee: Trainee, best: dict, folder: Path, log: Log) -> None:
     """Write the weights file, then what is judged and drawn from that file."""
     weights = folder / f"{config.name}.safetensors"
-    wide = (config.dtype if config.save_dtype == "auto" else config.save_dtype) == "fp32"
-    tensors = {name: t.to(torch.float32 if wide else torch.bfloat16) for name, t in trainee.file(best).items()}
+    dtype = DTYPES[config.dtype if config.save_dtype == "auto" else config.save_dtype]
+    tensors = {name: t.to(dtype) for name, t in trainee.file(best).items()}
     save(tensors, weights, trainee.provenance(config.steps).to_metadata())
     print(f"wrote {weights}")
     report.losses(log.rows, folder / "loss.png")

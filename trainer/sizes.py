@@ -17,14 +17,13 @@ from .backbones import Backbone
 class Size:
     """module: of trainer.backbones.  config: of the diffusers class, where it differs from the class's own defaults.
 
-    channels, factor: of the latents, and how many pixels one is wide.  tokens: of a long prompt.  text: GiB of the text
+    channels: of the latents.  tokens: of a long prompt.  text: GiB of the text
     encoders in bf16.
     """
 
     module: str
     config: Mapping[str, Any]
     channels: int
-    factor: int
     text: float
     tokens: int = 256
     references: int = 0  # pictures beside the one that is made
@@ -32,6 +31,11 @@ class Size:
     @property
     def backbone(self) -> Backbone:
         return import_module(f".backbones.{self.module}", __package__).BACKBONE
+
+    @property
+    def factor(self) -> int:
+        """How many pixels one latent is wide."""
+        return self.backbone.factor
 
     def transformer(self) -> nn.Module:
         """On the device and in the dtype that are the default here: "meta" costs nothing."""
@@ -72,8 +76,8 @@ def _sana(config, x, t, text, size) -> dict:
 _INPUTS = {"qwen_image": _qwen, "z_image": _z_image, "sd3": _sd3, "sana": _sana, "openuni": _sana}
 
 
-_QWEN = Size("qwen_image", dict(), channels=16, factor=8, text=15.4)
-_Z_IMAGE = Size("z_image", dict(), channels=16, factor=8, text=7.5)
+_QWEN = Size("qwen_image", dict(), channels=16, text=15.4)
+_Z_IMAGE = Size("z_image", dict(), channels=16, text=7.5)
 SIZES: dict[str, Size] = {
     "qwen-image": _QWEN,
     "qwen-image-edit": replace(_QWEN, references=1),
@@ -90,7 +94,6 @@ SIZES: dict[str, Size] = {
             qk_norm="rms_norm",
         ),
         channels=16,
-        factor=8,
         text=10.4,
         tokens=333,
     ),
@@ -104,7 +107,6 @@ SIZES: dict[str, Size] = {
             qk_norm="rms_norm",
         ),
         channels=16,
-        factor=8,
         text=10.4,
         tokens=333,
     ),
@@ -118,11 +120,10 @@ SIZES: dict[str, Size] = {
             cross_attention_dim=1152,
         ),
         channels=32,
-        factor=32,
         text=4.9,
     ),
-    "sana": Size("sana", dict(), channels=32, factor=32, text=4.9),
-    "openuni": Size("openuni", dict(), channels=32, factor=32, text=3.7),  # the language model, and the connector in fp32
+    "sana": Size("sana", dict(), channels=32, text=4.9),
+    "openuni": Size("openuni", dict(), channels=32, text=3.7),  # the language model, and the connector in fp32
 }
 
 
