@@ -34,14 +34,14 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from step_cost import SETTINGS, straightforward  # noqa: E402
 
-from trainer.adapters import Trainee, With  # noqa: E402
 from trainer.backbones.qwen_image import BACKBONE  # noqa: E402
 from trainer.config import Config  # noqa: E402
 from trainer.data import Cache, Encoder, Settings, prepare  # noqa: E402
 from trainer.data.pictures import pixels  # noqa: E402
-from trainer.memory import plan  # noqa: E402
-from trainer.plan import setup_of  # noqa: E402
-from trainer.sizes import SIZES  # noqa: E402
+from trainer.plan.memory import plan  # noqa: E402
+from trainer.plan.sizes import SIZES  # noqa: E402
+from trainer.plan.table import setup_of  # noqa: E402
+from trainer.weights.trainee import Trainee, With  # noqa: E402
 from twinflow import objective  # noqa: E402
 from twinflow.ema import EMA  # noqa: E402
 from twinflow.prompts import Prompt  # noqa: E402

@@ -28,11 +28,12 @@ def main(mode: str, argv: list[str] | None = None) -> int:
         if dry_run:
             print(config.model_dump_json(indent=2))
         elif cards is not None:
-            from . import plan, sizes
+            from .plan import sizes
+            from .plan import table as plan
 
             print(plan.table(config.model, sizes.size(config.model), plan.setup_of(config, cards)))
         else:
-            from .run import run  # only now: diffusers and peft take seconds to import
+            from .runs.run import run  # only now: diffusers and peft take seconds to import
 
             run(config)
     except (TrainerError, WeightsError) as error:

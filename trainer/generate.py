@@ -14,10 +14,11 @@ from twinflow.objective import Velocity
 from twinflow.presets import Sampling
 from twinflow.weights import Provenance, WeightsError, load, read_header
 
-from . import TrainerError, report
-from .adapters import PREFIX, VelocityModel, load_adapter
+from . import TrainerError
 from .backbones import Backbone, backbone
 from .config import read_config
+from .runs import drawing as report
+from .weights.trainee import PREFIX, VelocityModel, load_adapter
 
 
 def noise(rows: int, shape: tuple[int, ...], seed: int) -> Tensor:

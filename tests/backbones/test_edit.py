@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from trainer import TrainerError
-from trainer.adapters import Trainee
 from trainer.config import Config
 from trainer.generate import generate, load_trained
+from trainer.weights.trainee import Trainee
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, SAMPLING
 from twinflow.roles import share_out

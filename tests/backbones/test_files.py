@@ -4,9 +4,9 @@ import diffusers
 import pytest
 import torch
 
-from trainer.adapters import Trainee
 from trainer.config import Config
 from trainer.generate import Plain, generate, load_trained
+from trainer.weights.trainee import Trainee
 from twinflow.presets import SAMPLING
 from twinflow.weights import WeightsError, load, read_header, save
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.sizes import SIZES
+from trainer.plan.sizes import SIZES
 
 NOT_IN_TENSORS = ("sample_size", "axes_lens")  # tables made on demand
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import checkpoint
 from trainer.cli import main
 from trainer.generate import main as draw
+from trainer.training import checkpoint
 from twinflow.weights import Provenance, load, read_header
 
 RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "1", "--validate-every", "1", "--log-every", "1",

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.adapters import Trainee
 from trainer.config import Config
+from trainer.weights.trainee import Trainee
 from twinflow import objective
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import share_out

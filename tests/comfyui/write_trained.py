@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.adapters import Trainee
 from trainer.backbones import qwen_image, sd3, z_image
 from trainer.config import Config
 from trainer.generate import generate, load_trained
+from trainer.weights.trainee import Trainee
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, Sampling
 from twinflow.roles import share_out

@@ -13,7 +13,7 @@ from trainer.data import Cache, Encoder
 from trainer.data.buckets import Buckets
 from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
-from trainer.data.sources import Picture
+from trainer.data.rows import Picture
 
 from .conftest import TextEncoder, collate, draw
 

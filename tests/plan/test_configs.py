@@ -5,11 +5,12 @@ import re
 import pytest
 import yaml
 
-from trainer import TrainerError, plan
+from trainer import TrainerError
 from trainer.cli import CONFIGS, main, read_file
 from trainer.config import resolve
-from trainer.memory import GIB
-from trainer.sizes import size
+from trainer.plan import table as plan
+from trainer.plan.memory import GIB
+from trainer.plan.sizes import size
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
 

@@ -8,13 +8,16 @@ import torch
 from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
-from trainer import TrainerError, memory, optimizers, plan
-from trainer.activations import Counter
-from trainer.adapters import Trainee
+from trainer import TrainerError
 from trainer.cli import main
 from trainer.config import Config
-from trainer.memory import GIB, KEPT_WHOLE, Setup
-from trainer.sizes import SIZES, size
+from trainer.plan import memory
+from trainer.plan import table as plan
+from trainer.plan.activations import Counter
+from trainer.plan.memory import GIB, KEPT_WHOLE, Setup
+from trainer.plan.sizes import SIZES, size
+from trainer.training import optimizers
+from trainer.weights.trainee import Trainee
 
 from .tiny import PIXELS, TINY
 

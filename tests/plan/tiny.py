@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trainer.sizes import SIZES
+from trainer.plan.sizes import SIZES
 
 CONFIGS = {
     "qwen-image": dict(

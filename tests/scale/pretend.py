@@ -125,11 +125,11 @@ def main(mode: str, argv: list[str]) -> int:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from accelerate.state import AcceleratorState, PartialState
 
-    import trainer.run
+    import trainer.runs.run
     from trainer.cli import main as train
 
     patch()
-    start = trainer.run.start_accelerator
+    start = trainer.runs.run.start_accelerator
 
     def on_the_device(config, folder):
         accelerator = start(config, folder)
@@ -138,7 +138,7 @@ def main(mode: str, argv: list[str]) -> int:
         assert accelerator.device == DEVICE
         return accelerator
 
-    trainer.run.start_accelerator = on_the_device
+    trainer.runs.run.start_accelerator = on_the_device
     return train(mode, argv)
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import TrainerError, block_swap, checkpoint, quantise
-from trainer.adapters import Trainee, With
+from trainer import TrainerError
 from trainer.cli import main
+from trainer.training import checkpoint
+from trainer.weights import block_swap, quantise
+from trainer.weights.trainee import Trainee, With
 from twinflow import objective as twinflow
 from twinflow.objective import Objective
 from twinflow.roles import share_out

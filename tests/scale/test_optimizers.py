@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import TrainerError, checkpoint, optimizers
+from trainer import TrainerError
+from trainer.training import checkpoint, optimizers
 from twinflow.weights import load
 
 

@@ -15,13 +15,14 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 
 from tests.scale.tiny import batch, config, plain
-from trainer import checkpoint, loop, optimizers, sharding
-from trainer import run as runs
-from trainer.adapters import Trainee, With
 from trainer.config import resolve
 from trainer.data.order import rows_at
-from trainer.log import Log
-from trainer.run import averaged
+from trainer.runs import run as runs
+from trainer.runs.run import averaged
+from trainer.training import checkpoint, loop, optimizers
+from trainer.training.log import Log
+from trainer.weights import sharding
+from trainer.weights.trainee import Trainee, With
 from twinflow import objective as twinflow
 from twinflow.ema import EMA
 from twinflow.objective import Draws, Objective

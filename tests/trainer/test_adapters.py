@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trainer.adapters import PREFIX, Trainee, With, load_adapter
 from trainer.backbones.digits import BACKBONE
 from trainer.config import resolve
+from trainer.weights.trainee import PREFIX, Trainee, With, load_adapter
 from twinflow.weights import WeightsError
 
 

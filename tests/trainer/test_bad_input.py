@@ -39,7 +39,7 @@ def test_one_clear_line(name, tmp_path, capsys, tiny):
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, capsys, tiny, monkeypatch):
-    monkeypatch.setattr("trainer.run.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.runs.run.find_spec", lambda name: None)
     assert main("lora", [*tiny, "--out", str(tmp_path / "runs"), "--tracker", "wandb"]) == 2
     assert "pip install wandb" in capsys.readouterr().err
 
@@ -94,7 +94,7 @@ def test_a_full_card_is_answered_with_the_plan(capsys, tiny, monkeypatch):
     def full(config):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr("trainer.run.run", full)
+    monkeypatch.setattr("trainer.runs.run.run", full)
     assert main("lora", tiny) == 1
     error = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB" in error and "--plan" in error and "more" not in error

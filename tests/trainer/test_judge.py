@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.judge import Digits, Judge, frechet_distance, neighbour_metrics
+from trainer.runs.judge import Digits, Judge, frechet_distance, neighbour_metrics
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer import Diverged, checkpoint
+from trainer import Diverged
 from trainer.data.order import rows_at
-from trainer.log import Log
-from trainer.loop import Job, learning_rate, train
+from trainer.training import checkpoint
+from trainer.training.log import Log
+from trainer.training.loop import Job, learning_rate, train
 from twinflow.objective import Objective
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer import optimizers
-from trainer.optimizers import Muon
+from trainer.training import optimizers
+from trainer.training.optimizers import Muon
 
 SHAPES = [(8, 8), (6, 20), (20, 6), (6, 20), (6, 20), (1, 7)]
 

@@ -22,12 +22,15 @@ from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.time_embedding import SECOND_EMBEDDERS
 from twinflow.weights import load, read_header, save
 
-from .. import TrainerError, optimizers, quality, sharding
-from ..adapters import check_fits
+from .. import TrainerError
 from ..data.order import rows_at
 from ..generate import Plain, generate, load_trained, noise
-from ..log import Log
-from ..loop import Job, seed_of, train
+from ..runs import quality
+from ..training import optimizers
+from ..training.log import Log
+from ..training.loop import Job, seed_of, train
+from ..weights import sharding
+from ..weights.trainee import check_fits
 from . import qwen_image
 
 CLASSES = 10

@@ -22,8 +22,8 @@ from twinflow.prompts import Prompt
 from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
+from ..runs.cached import Cached
 from . import sources
-from .cached import Cached
 from .images import ImageCodec
 
 

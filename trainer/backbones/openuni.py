@@ -27,7 +27,7 @@ from twinflow.prompts import Prompt
 from twinflow.weights import load, read_header
 
 from .. import TrainerError
-from ..adapters import check_fits
+from ..weights.trainee import check_fits
 from . import sources
 from .family import TextEncoder, blocks, load_part
 from .images import ImageCodec

@@ -18,7 +18,7 @@ from twinflow.layouts import PREFIXES, Layout, bare, is_second_embedder
 from twinflow.weights import load
 
 from .. import TrainerError
-from ..adapters import check_fits
+from ..weights.trainee import check_fits
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"

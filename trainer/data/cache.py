@@ -22,7 +22,7 @@ from twinflow.weights import WeightsError, load, save, write_atomically
 
 from .. import TrainerError
 from .pictures import Broken, pixels
-from .sources import Picture
+from .rows import Picture
 
 VERSION = 1  # of the files and of how pixels are cut: raise it when either changes
 

@@ -22,8 +22,8 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .. import TrainerError
-from ..loop import seed_of
-from . import sources
+from ..training.loop import seed_of
+from . import rows as sources
 from .buckets import Buckets
 from .cache import Cache, Caption, Shot
 from .digests import Digests

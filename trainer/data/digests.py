@@ -7,7 +7,7 @@ from pathlib import Path
 from twinflow.weights import write_json
 
 from .pictures import size
-from .sources import Picture
+from .rows import Picture
 
 
 class Digests:

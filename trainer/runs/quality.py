@@ -8,7 +8,7 @@ from torch import Tensor
 
 from twinflow.weights import save
 
-from . import report
+from . import drawing as report
 from .judge import Judge
 
 ACROSS = 5  # pictures of a digit side by side

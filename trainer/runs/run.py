@@ -11,14 +11,18 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from twinflow.weights import save, write_json
 
-from . import TrainerError, optimizers, plan, quantise, report, sharding, summary
-from .adapters import Trainee, With
-from .backbones import backbone
-from .config import DTYPES, Config, read_config
-from .log import Log
-from .loop import Job, train
-from .memory import skeleton
-from .sizes import SIZES
+from .. import TrainerError
+from ..training import optimizers
+from ..plan import table as plan
+from ..weights import quantise, sharding
+from . import drawing as report, summary
+from ..weights.trainee import Trainee, With
+from ..backbones import backbone
+from ..config import DTYPES, Config, read_config
+from ..training.log import Log
+from ..training.loop import Job, train
+from ..plan.memory import skeleton
+from ..plan.sizes import SIZES
 
 
 def run(config: Config) -> None:

@@ -25,7 +25,9 @@ from twinflow.ema import EMA
 from twinflow.objective import Condition, Objective, Velocity
 from twinflow.roles import share_out
 
-from . import Diverged, Stopped, checkpoint, optimizers, sharding
+from .. import Diverged, Stopped
+from ..weights import sharding
+from . import checkpoint, optimizers
 from .log import Log
 
 PATIENCE = 10  # steps without a finite gradient before training gives up

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from twinflow.weights import write_atomically
 
-from . import report
-from .config import Config
-from .log import TERMS
+from . import drawing as report
+from ..config import Config
+from ..training.log import TERMS
 
 HOW = {
     "two": "TwinFlow Model Loader: the base as model, this file as adapter (it lies in `models/loras`)",

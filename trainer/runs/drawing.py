@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twinflow.weights import write_atomically
 
-from .log import TERMS
+from ..training.log import TERMS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first

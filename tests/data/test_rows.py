@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trainer import TrainerError
-from trainer.data import sources
+from trainer.data import rows as sources
 from trainer.data.report import Report
 
 from .conftest import draw, write_jsonl

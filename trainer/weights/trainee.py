@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from twinflow.objective import Velocity
 from twinflow.weights import Provenance, WeightsError
 
-from . import TrainerError, optimizers, sharding
-from .backbones import Backbone
+from .. import TrainerError
+from ..backbones import Backbone
+from ..config import Config
+from ..training import optimizers
+from . import sharding
 from .block_swap import BlockSwap, blocks
-from .config import Config
 from .quantise import quantise
 
 PREFIX = "diffusion_model."  # of the second embedder's names in an adapter file; ComfyUI's own

@@ -9,8 +9,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from . import TrainerError
-from .backbones import Backbone
+from .. import TrainerError
+from ..backbones import Backbone
 
 
 @dataclass(frozen=True, eq=False)  # hashed as the object it is
@@ -30,7 +30,7 @@ class Size:
 
     @property
     def backbone(self) -> Backbone:
-        return import_module(f".backbones.{self.module}", __package__).BACKBONE
+        return import_module(f"..backbones.{self.module}", __package__).BACKBONE
 
     @property
     def factor(self) -> int:

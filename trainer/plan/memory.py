@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import TrainerError, activations
-from .block_swap import blocks
-from .config import DTYPES
+from .. import TrainerError
+from ..config import DTYPES
+from ..weights.block_swap import blocks
+from . import activations
 from .sizes import Size
 
 GIB = 2**30

@@ -9,9 +9,9 @@ from math import ceil
 
 import torch
 
-from . import TrainerError
-from .backbones.sources import is_hub_id
-from .block_swap import blocks
+from .. import TrainerError
+from ..backbones.sources import is_hub_id
+from ..weights.block_swap import blocks
 from .memory import GIB, Setup, plan, skeleton
 from .sizes import SIZES, Size
 from .sizes import size as size_of

@@ -13,7 +13,9 @@ from torch import Tensor
 from twinflow.ema import EMA
 from twinflow.weights import WeightsError, load, read_header, save
 
-from . import TrainerError, optimizers, sharding
+from .. import TrainerError
+from ..weights import sharding
+from . import optimizers
 
 
 @dataclass

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from . import TrainerError
+from .. import TrainerError
 from .block_swap import blocks
 
 KINDS = ("none", "int8", "fp8", "fp8-cast", "nf4")

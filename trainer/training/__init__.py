@@ -1,0 +1,1 @@
+"""Training as such: the loop, optimisers, checkpoints and the log; knows no model and no folder of a run."""
