@@ -1,19 +1,32 @@
-"""Names in files: which backbone a set of tensors is, and where diffusers' names lie in ComfyUI's own layout.
+"""Names in files: one table of rules a backbone, between diffusers' names and those of ComfyUI's own class ("native").
 
 ComfyUI fuses q, k and v, renames most modules, and orders SD3.5's final scale and shift the other way round.  Whole
 checkpoints go both ways, bit for bit; LoRAs use the same places.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "extended_weights.")
-LINEAR = (".0.weight", ".0.bias", ".2.weight", ".2.bias")
+
+
+class Rule(NamedTuple):
+    """The modules `diffusers` are `native` in ComfyUI.  {n} stands for a number, * for any text, the same on both sides.
+
+    third: which third of the native module (q, k, v), where it is fused.  swapped: the two halves of its output are
+    exchanged; "last": in the block of the highest number {n} only.
+    """
+
+    diffusers: str
+    native: str
+    third: int | None = None
+    swapped: bool | Literal["last"] = False
 
 
 class Place(NamedTuple):
@@ -26,26 +39,33 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """One row per backbone.  native, diffusers: keys that only this layout has.  second: the second embedder, native names.
+    """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ, to native."""
 
-    place(diffusers module, number of the last block): its Place, None where the name is the same in both layouts.
-    """
-
-    name: str
     native: str
     diffusers: str
-    second: tuple[str, ...]
-    place: Callable[[str, int], Place | None]
+    rules: tuple[Rule, ...] = ()
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def place(self, module: str, last: int) -> Place | None:
+        """Of a diffusers module; None where the name is the same in both.  last: number of the last block."""
+        for rule in self.rules:
+            if match := _pattern(rule.diffusers).fullmatch(module):
+                return Place(_filled(rule.native, match), rule.third, _is_swapped(rule, match, last))
+        return None
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors under ComfyUI's names; those that bear them already stay as they are."""
-        out, thirds = {}, {}
-        last = last_block(tensors)
+        """The tensors under ComfyUI's names; those that have them already stay as they are.
+
+        Raises ValueError where one of q, k and v is missing.
+        """
+        out: dict[str, Tensor] = {}
+        thirds: dict[str, dict[int, Tensor]] = {}
+        last, whole = last_block(tensors), dict(self.parameters)
         for key, tensor in tensors.items():
             module, dot, end = key.rpartition(".")
-            to = self.place(module, last) if dot else None
+            to = self.place(module, last) if dot and key not in whole else None
             if to is None:
-                out["pos_embed" if key == "pos_embed.pos_embed" else key] = tensor
+                out[whole.get(key, key)] = tensor
             elif to.third is None:
                 out[f"{to.module}.{end}"] = exchanged(tensor) if to.swapped else tensor
             else:
@@ -57,13 +77,14 @@ class Layout:
         return out
 
     def to_diffusers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of to_native: the tensors under diffusers' names; those that bear them already stay as they are."""
-        out = {}
+        """The inverse of to_native: the tensors under diffusers' names; those that have them already stay as they are."""
+        out: dict[str, Tensor] = {}
+        whole = {native: diffusers for diffusers, native in self.parameters}
         behind = self.names_behind(key.rpartition(".")[0] for key in tensors)
         for key, tensor in tensors.items():
             module, _, end = key.rpartition(".")
             if module not in behind:
-                out["pos_embed.pos_embed" if key == "pos_embed" else key] = tensor
+                out[whole.get(key, key)] = tensor
                 continue
             parts = tensor.chunk(3) if len(behind[module]) == 3 else (tensor,)
             for (name, place), part in zip(behind[module], parts, strict=True):
@@ -72,13 +93,28 @@ class Layout:
 
     def names_behind(self, native: Iterable[str]) -> dict[str, list[tuple[str, Place]]]:
         """The diffusers modules (one, or q, k, v) that make up each of these native modules, where their names differ."""
-        native = set(native)
+        native = dict.fromkeys(native)
         last, behind = last_block(native), {}
-        for name in dict.fromkeys(diffusers_names(native, last)):
-            place = self.place(name, last)
-            if place is not None and place.module in native:
-                behind.setdefault(place.module, []).append((name, place))
+        for module in native:
+            for rule in self.rules:
+                if match := _pattern(rule.native).fullmatch(module):
+                    place = Place(module, rule.third, _is_swapped(rule, match, last))
+                    behind.setdefault(module, []).append((_filled(rule.diffusers, match), place))
         return behind
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r"\{n\}", r"(\d+)").replace(r"\*", "(.+)"))
+
+
+def _filled(template: str, match: re.Match[str]) -> str:
+    found = iter(match.groups())
+    return re.sub(r"\{n\}|\*", lambda _: next(found), template)
+
+
+def _is_swapped(rule: Rule, match: re.Match[str], last: int) -> bool:
+    return int(match[1]) == last if rule.swapped == "last" else rule.swapped
 
 
 def exchanged(tensor: Tensor) -> Tensor:
@@ -87,120 +123,25 @@ def exchanged(tensor: Tensor) -> Tensor:
 
 
 def last_block(names: Iterable[str]) -> int:
-    blocks = [int(m[1]) for name in names if (m := re.match(r"(?:transformer|joint)_blocks\.(\d+)\.", name))]
-    return max(blocks, default=-1)
+    """The highest number of a block: of the first number in a name."""
+    return max((int(m[1]) for name in names if (m := re.match(r"[a-z_]+\.(\d{1,6})\.", name))), default=-1)
 
 
-def qwen_place(module: str, last: int) -> Place | None:
-    return None  # ComfyUI's names are diffusers' names
-
-
-Z_NAMES = (
-    (".attention.to_out.0", ".attention.out"),
-    (".attention.norm_q", ".attention.q_norm"),
-    (".attention.norm_k", ".attention.k_norm"),
-    ("all_x_embedder.2-1", "x_embedder"),
-    ("all_final_layer.2-1", "final_layer"),
-)
-
-
-def z_place(module: str, last: int) -> Place | None:
-    if m := re.fullmatch(r"(.*\.attention)\.to_([qkv])", module):
-        return Place(f"{m[1]}.qkv", "qkv".index(m[2]))
-    for theirs, ours in Z_NAMES:
-        if theirs in module:
-            return Place(module.replace(theirs, ours))
-    return None
-
-
-SD3_BLOCK = {
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.to_add_out": "context_block.attn.proj",
-    "attn.norm_q": "x_block.attn.ln_q",
-    "attn.norm_k": "x_block.attn.ln_k",
-    "attn.norm_added_q": "context_block.attn.ln_q",
-    "attn.norm_added_k": "context_block.attn.ln_k",
-    "attn2.to_out.0": "x_block.attn2.proj",
-    "attn2.norm_q": "x_block.attn2.ln_q",
-    "attn2.norm_k": "x_block.attn2.ln_k",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-}
-SD3_OTHER = {
-    "norm_out.linear": Place("final_layer.adaLN_modulation.1", swapped=True),
-    "proj_out": Place("final_layer.linear"),
-    "pos_embed.proj": Place("x_embedder.proj"),
-    **{
-        f"time_text_embed{n}.{theirs}_embedder.linear_{i}": Place(f"{ours}_embedder{n}.mlp.{2 * i - 2}")
-        for n in ("", "_2")
-        for theirs, ours in (("timestep", "t"), ("text", "y"))
-        for i in (1, 2)
-    },
-}
-
-
-def sd3_place(module: str, last: int) -> Place | None:
-    m = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
-    if not m:
-        return SD3_OTHER.get(module)
-    block, inner = f"joint_blocks.{m[1]}", m[2]
-    if qkv := re.fullmatch(r"(attn2?)\.(?:to_([qkv])|add_([qkv])_proj)", inner):
-        side = f"x_block.{qkv[1]}" if qkv[2] else "context_block.attn"
-        return Place(f"{block}.{side}.qkv", "qkv".index(qkv[2] or qkv[3]))
-    if inner not in SD3_BLOCK:
-        return None
-    return Place(f"{block}.{SD3_BLOCK[inner]}", swapped=inner == "norm1_context.linear" and int(m[1]) == last)
-
-
-def diffusers_names(native: Iterable[str], last: int) -> list[str]:
-    """The diffusers modules that could lie behind these native ones, q before k before v."""
-    names = list(SD3_OTHER)
-    for block in range(last + 1):
-        inner = [*SD3_BLOCK, *(f"attn{n}.to_{c}" for n in ("", "2") for c in "qkv"), *(f"attn.add_{c}_proj" for c in "qkv")]
-        names += [f"transformer_blocks.{block}.{name}" for name in inner]
-    for module in native:
-        if module.endswith(".attention.qkv"):
-            names += [module.replace(".qkv", f".to_{c}") for c in "qkv"]
-        names += [module.replace(ours, theirs) for theirs, ours in Z_NAMES[:3] if module.endswith(ours)]
-        if module == "x_embedder" or module.startswith("final_layer."):
-            head, _, rest = module.partition(".")
-            names.append(f"all_{head}.2-1" + (f".{rest}" if rest else ""))
-    return names
-
-
-LAYOUTS = (
-    Layout(
-        "Qwen-Image", "txt_norm.weight", "txt_norm.weight",
-        tuple(f"time_text_embed_2.timestep_embedder.linear_{i}.{end}" for i in (1, 2) for end in ("weight", "bias")),
-        qwen_place,
-    ),
-    Layout(
-        "Z-Image", "layers.0.attention.qkv.weight", "layers.0.attention.to_q.weight",
-        tuple(f"t_embedder_2.mlp{end}" for end in LINEAR), z_place,
-    ),
-    Layout(
-        "SD3.5", "joint_blocks.0.x_block.attn.qkv.weight", "pos_embed.proj.weight",
-        tuple(f"{name}_embedder_2.mlp{end}" for name in "ty" for end in LINEAR), sd3_place,
-    ),
-)  # fmt: skip
-QWEN_IMAGE, Z_IMAGE, SD3 = LAYOUTS
-
-
-def find_layout(names) -> Layout | None:
-    """The backbone whose tensors these are (bare names), None for any other."""
-    return next((layout for layout in LAYOUTS if layout.native in names or layout.diffusers in names), None)
+def fused(diffusers: str, native: str) -> tuple[Rule, ...]:
+    """q, k and v in one native module; $ stands for their letter in `diffusers`."""
+    return tuple(Rule(diffusers.replace("$", letter), native, third) for third, letter in enumerate("qkv"))
 
 
 def bare(key: str) -> str:
-    """The key without the prefixes that files wear."""
+    """The key without the prefixes that files put before it."""
     while prefix := next((p for p in PREFIXES if key.startswith(p)), None):
         key = key[len(prefix) :]
     return key
 
 
-def is_second_embedder(key: str) -> bool:
-    return bool(re.match(r"(time_text_embed_2\.|[ty]_embedder_2\.)", bare(key)))
+def blocks(names: Iterable[str], key: str) -> int:
+    """How many numbered blocks there are: key has {} in place of the number."""
+    names, n = set(names), 0
+    while key.format(n) in names:
+        n += 1
+    return n

@@ -1,36 +1,29 @@
-"""How a backbone hears both times, t (where x_t lies) and r (where the velocity leads).
+"""Time conditioning: how a backbone that takes one time is given both, t (where x_t lies) and r (where the velocity leads).
 
-Two embedders: (t, r) travel through the backbone stacked in the last dimension of its time argument and part only at
-its time embedder, so no forward is rewritten.  One embedder (a classic LoRA): the pair is folded into t - r / 2.
-Source: the released TwinFlow code; its formulas per backbone stand in SECOND_EMBEDDERS.
+Second time embedder (t, r): the pair travels beside the backbone's own time argument, for the length of one forward, and its
+time embedder E answers E(t) + (t - r) E_r(r).  No forward is rewritten, and no host's rounding of t reaches either embedder.
+Folding (one time embedder, a classic LoRA): the backbone is asked at the single time t - r / 2.
+Source: the released TwinFlow code; what differs between backbones stands in twinflow/backbones.
 """
 
 import copy
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .path import like, widest
 
-def stack(t: Tensor, r: Tensor, *, through: torch.dtype | None = None) -> Tensor:
-    """Both times as one argument, shape (B, 2): what TwoTimeEmbedder takes apart.
-
-    through: a dtype to which the backbone casts its time argument.  A float32 time does not fit into bfloat16 (.999
-    becomes 1), so each time then travels as three terms that do, shape (B, 6), and is summed at the embedder.
-    """
-    times = torch.stack([t, r], dim=-1)
-    if through in (None, torch.float32, torch.float64):
-        return times
-    terms, rest = [], times.float()
-    for _ in range(3):  # 3 x 8 bits of mantissa hold float32's 24
-        terms.append(rest.bfloat16().float())
-        rest = rest - terms[-1]
-    return torch.stack(terms, dim=-1).flatten(-2)
+Result = TypeVar("Result")
+TIME_RULES = ("two", "fold")  # of a file: a second time embedder (t, r), or folding
 
 
 def fold(t: Tensor, r: Tensor) -> Tensor:
-    """The single time t - r / 2 that stands for the pair where there is one embedder only."""
+    """The single time t - r / 2 that stands for the pair where there is one time embedder only."""
     return t - r / 2
 
 
@@ -42,84 +35,173 @@ def to_signal(t: Tensor) -> Tensor:
     return t.sign() * (1 - t.abs())
 
 
-class TwoTimeEmbedder(nn.Module):
-    """e(t) + (t - r) e_r(r), in place of the embedder e; e_r is `target`, which the backbone holds under its own name.
+def sinusoid(time: Tensor, width: int = 256, period: float = 10_000.0) -> Tensor:
+    """[cos | sin] features (B, width) of time (B,), in float32: for hosts that compute them outside their time embedder."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(period) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+    angles = time.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
-    At r = t, or given one time only (B,), it is e exactly.  The submodules of e stay registered here under their old
-    names, so that checkpoints and LoRAs still find them.  scale: what the backbone multiplied the times with.
+
+class Pair(NamedTuple):
+    """t and r (B,).  beside: what the second time embedder gets besides its time, where its host does not give it."""
+
+    t: Tensor
+    r: Tensor
+    beside: Any = None
+
+
+class _Waiting(threading.local):
+    """The pair of the forward that this thread is making, until its time embedder is called."""
+
+    pair: Pair | None = None
+
+    def __deepcopy__(self, memo: dict) -> "_Waiting":
+        return _Waiting()
+
+    def __reduce__(self):
+        return _Waiting, ()
+
+
+class TwoTimeEmbedder(nn.Module):
+    """E(t) + (t - r) E_r(r), in place of a backbone's time embedder E; E_r is `target`, which the backbone holds itself.
+
+    Within at(t, r, call, ...) the first call of this module uses the pair; any other call is E's own.  At r = t it equals E
+    to the last bit.  The submodules of E stay registered here under their old names, so that checkpoints and LoRAs find them.
     """
 
-    def __init__(self, base: nn.Module, target: nn.Module, scale: float = 1.0):
+    def __init__(self, base: nn.Module, target: nn.Module, entry: "SecondEmbedder"):
         super().__init__()
+        if own := [name for name, _ in (*base.named_parameters(recurse=False), *base.named_buffers(recurse=False))]:
+            raise ValueError(
+                f"the time embedder {type(base).__name__} has parameters or buffers of its own ({', '.join(own)}), which would "
+                "lose their names here; expected one that keeps them in submodules"
+            )
         self._modules = base._modules  # the same dict: a layer that PEFT replaces here is replaced there
         self._held = (base, target)  # in a tuple, or their parameters would be registered a second time
-        self.scale = scale
+        self._waiting = _Waiting()
+        self.entry, self.signed = entry, True
 
-    def forward(self, times: Tensor, *args, **kwargs):
-        base, target = self._held
-        if times.ndim == 1:
-            return base(times, *args, **kwargs)
-        if times.shape[-1] != 2:
-            times = times.float().unflatten(-1, (2, -1)).sum(-1)
-        t, r = times.unbind(-1)
-        return self.combine(base, target, t, r, *args, **kwargs)
+    def at(self, t: Tensor, r: Tensor, call: Callable[..., Result], *args: Any, beside: Any = None, **kwargs: Any) -> Result:
+        """call(*args, **kwargs), a forward of the backbone, conditioned on t and r, both (B,), with t = 1 at the noise.
 
-    def combine(self, base, target, t, r, *args, **kwargs):
-        gap = ((t - r) / self.scale)[:, None]
-        here, there = base(t, *args, **kwargs), target(r, *args, **kwargs)
-        if isinstance(here, tuple):  # Sana: the modulation and the embedding
-            return tuple(a + b * gap.to(b.dtype) for a, b in zip(here, there))
-        return here + there * gap.to(there.dtype)
+        The times are used as they are given, float32 or wider.  For this thread and this forward only.
+        """
+        self._waiting.pair = Pair(t, r, beside)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._waiting.pair = None
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        base, _ = self._held
+        pair = self._waiting.pair
+        if pair is None:
+            return base(*args, **kwargs)
+        self._waiting.pair = None  # a second call in the same forward is of other rows (reference images)
+        own, target, gap = self.entry.times(pair, self.signed)
+        asked = lambda time, whole: self._with_time(args, time, whole)
+        there = self.second(pair, asked(target, False), kwargs)
+        here = base(*asked(own, True), **kwargs)
+        if isinstance(here, tuple):
+            return tuple(self._sum(a, b, gap) for a, b in zip(here, there, strict=True))
+        return self._sum(here, there, gap)
 
-class IntervalEmbedder(TwoTimeEmbedder):
-    """Z-Image's: e(u) + |u - w| e_r(w - u), with u and w the times t and r as to_signal gives them.
+    def second(self, pair: Pair, args: tuple, kwargs: dict) -> Any:
+        """The output of the second time embedder."""
+        return self._held[1](*args, **kwargs)
 
-    signed: e hears u; the released code feeds |u|, which is the same for t >= 0 but makes (t, t) and (-t, -t)
-    indistinguishable and the fake twin dead.  False reproduces that.
-    """
+    def _with_time(self, args: tuple, time: Tensor, whole: bool) -> tuple:
+        """The host's arguments with the time in its place; whole: with the host's further rows, which belong to no sample."""
+        given = args[self.entry.argument]
+        if self.entry.sinusoid is not None:
+            time = self.entry.sinusoid(time).to(given.dtype)
+        n, rest = len(time), given.shape[1:]
+        time = time.reshape(n, *(1,) * (given.ndim - time.ndim), *time.shape[1:]).expand(n, *rest)
+        if whole and len(given) > n:
+            more = given[n:] if self.entry.rows == "first" else given[:-n]
+            parts = (time, more.to(time.dtype)) if self.entry.rows == "first" else (more.to(time.dtype), time)
+            time = torch.cat(parts)
+        return (*args[: self.entry.argument], time, *args[self.entry.argument + 1 :])
 
-    signed = True
-
-    def combine(self, base, target, t, r, *args, **kwargs):
-        gap = ((t - r) / self.scale).abs()[:, None]
-        here, there = base(t if self.signed else t.abs(), *args, **kwargs), target(r - t, *args, **kwargs)
-        return here + there * gap.to(there.dtype)
+    def _sum(self, here: Tensor, there: Tensor, gap: Tensor) -> Tensor:
+        there = there * like(gap, there).to(there.dtype)
+        if (more := len(here) - len(there)) == 0:
+            return here + there
+        zeros = there.new_zeros(more, *there.shape[1:])
+        return here + torch.cat([there, zeros] if self.entry.rows == "first" else [zeros, there])
 
 
 @dataclass(frozen=True)
 class SecondEmbedder:
-    """Where a backbone's second time embedder sits and how it starts.
+    """Where time enters a backbone's class, and its second time embedder.
 
-    embedder: name of the backbone's own time embedder.  name: of the second one (the released checkpoints' key).
-    scale: what the times are multiplied with before they reach it.  init: "copy" of the first, or "normal" (0, 0.02).
+    embedder: name of the class's own time embedder.  name: of the second one (the released checkpoints' key).
+    scale: what the class multiplies the time with before it calls the embedder.
+    view: the class's own count of time, of t (to_signal for Z-Image).  interval: the second embedder is asked for the length
+    of the step, E(u) + |u - w| E_r(w - u) with u and w the views of t and r, not for r itself.
+    argument: position of the time among the embedder's arguments.  rows: where the samples' rows stand when the class adds
+    others (reference images, a zero row).  sinusoid: features of the scaled time, where the class computes them outside.
+    init: weights of a new second embedder, a "copy" of the first or "normal" (0, 0.02) with zero biases.
     """
 
     embedder: str
     name: str
-    kind: type[TwoTimeEmbedder] = TwoTimeEmbedder
     scale: float = 1.0
-    init: str = "copy"
+    view: Callable[[Tensor], Tensor] | None = None
+    interval: bool = False
+    argument: int = 0
+    rows: Literal["first", "last"] = "first"
+    sinusoid: Callable[[Tensor], Tensor] | None = None
+    init: Literal["copy", "normal"] = "copy"
+    kind: type[TwoTimeEmbedder] = TwoTimeEmbedder
 
     def install(self, backbone: nn.Module) -> nn.Module:
-        """Give the backbone its second embedder, in place; returns that embedder.  Weights load as usual afterwards."""
-        if hasattr(backbone, self.name):
-            raise ValueError(f"{type(backbone).__name__} already has {self.name!r}; a second embedder is installed once")
-        base = getattr(backbone, self.embedder)
+        """Give the backbone a new second time embedder, in place; returns it.  Weights load as usual afterwards.
+
+        Raises ValueError where there is one already, or where the first has parameters of its own.
+        """
+        if self.installed(backbone):
+            raise ValueError(f"{type(backbone).__name__} already has {self.name!r}; a second time embedder is installed once")
+        parent, name = self._parent(backbone, self.embedder)
+        base = getattr(parent, name)
         target = copy.deepcopy(base)
         if self.init == "normal":
-            for name, p in target.named_parameters():
-                nn.init.zeros_(p) if name.endswith("bias") else nn.init.normal_(p, std=0.02)
-        setattr(backbone, self.name, target)
-        setattr(backbone, self.embedder, self.kind(base, target, self.scale))
+            for key, p in target.named_parameters():
+                nn.init.zeros_(p) if key.endswith("bias") else nn.init.normal_(p, std=0.02)
+        setattr(parent, name, self.kind(base, target, self))
+        holder, second = self._parent(backbone, self.name)
+        setattr(holder, second, target)
         return target
 
+    def installed(self, backbone: nn.Module) -> bool:
+        parent, name = self._parent(backbone, self.embedder)
+        return isinstance(getattr(parent, name), TwoTimeEmbedder)
 
-SECOND_EMBEDDERS: dict[str, SecondEmbedder] = {
-    "qwen-image": SecondEmbedder("time_text_embed", "time_text_embed_2"),
-    "z-image": SecondEmbedder("t_embedder", "t_embedder_2", IntervalEmbedder, scale=1000.0),
-    "sd3.5": SecondEmbedder("time_text_embed", "time_text_embed_2", scale=1000.0, init="normal"),
-    "sana": SecondEmbedder("time_embed", "time_embed_2", scale=1000.0, init="normal"),
-}
+    def of(self, backbone: nn.Module) -> TwoTimeEmbedder:
+        """The module that takes the pair.  Raises ValueError where no second time embedder is installed."""
+        parent, name = self._parent(backbone, self.embedder)
+        found = getattr(parent, name)
+        if not isinstance(found, TwoTimeEmbedder):
+            raise ValueError(
+                f"{type(backbone).__name__} has no second time embedder; install one, load a file that has it, or fold t and r"
+            )
+        return found
 
-TIME_RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"two": stack, "fold": fold}
+    def times(self, pair: Pair, signed: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """The scaled times that the two embedders are asked at, and the factor of the second one's output; all (B,).
+
+        signed: the released Z-Image code asks the first embedder at |u|, which is the same for t >= 0 but makes (t, t) and
+        (-t, -t) indistinguishable and its fake trajectory useless; False reproduces that.
+        """
+        t, r = (k if self.view is None else self.view(k) for k in (pair.t, pair.r))
+        own = (t if signed else t.abs()) * self.scale
+        if not self.interval:
+            return own, r * self.scale, t - r
+        u, w = widest(t), widest(r)  # their difference is taken before any rounding
+        return own, (w - u) * self.scale, (u - w).abs()
+
+    @staticmethod
+    def _parent(backbone: nn.Module, name: str) -> tuple[nn.Module, str]:
+        path, _, last = name.rpartition(".")
+        return backbone.get_submodule(path), last

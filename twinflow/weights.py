@@ -1,6 +1,6 @@
 """Weights on disk: safetensors only, written atomically, read with one clear line for every fault.
 
-Our files say in their metadata how the weights hear the times and how to sample with them (see Provenance).
+The metadata of our files name their time conditioning and how to sample with them (see Provenance).
 """
 
 import json
@@ -109,8 +109,9 @@ def write_json(value, path: str | os.PathLike) -> None:
 class Provenance:
     """The `twinflow.*` metadata of a weights file.
 
-    time: "two" (a second embedder is in the file) or "fold" (the model hears t - r / 2).  base_model: the backbone that
-    it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
+    time: "two" (a second time embedder (t, r) is in the file) or "fold" (the model is asked at t - r / 2).  base_model: the
+    backbone that it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
+    signed_time: whether the time embedder was trained with the sign of the time (see SecondEmbedder.times).
     """
 
     time: str
@@ -119,6 +120,7 @@ class Provenance:
     sampler: tuple[Sampling, ...] = ()
     step: int = 0
     config_hash: str = ""
+    signed_time: bool = True
 
     def to_metadata(self) -> dict[str, str]:
         values = {
@@ -128,6 +130,7 @@ class Provenance:
             "twinflow.sampler": json.dumps([s.to_json() for s in self.sampler]),
             "twinflow.step": str(self.step),
             "twinflow.config_hash": self.config_hash,
+            "twinflow.signed_time": str(self.signed_time).lower(),
             "modelspec.sai_model_spec": "1.0.0",
             "modelspec.architecture": self.base_model + ("/lora" if self.rank else ""),
             "modelspec.title": f"TwinFlow {self.base_model}",
@@ -152,8 +155,9 @@ class Provenance:
                 sampler=tuple(Sampling.from_json(s) for s in (sampler if isinstance(sampler, list) else [sampler])),
                 step=int(get("twinflow.step", "0")),
                 config_hash=get("twinflow.config_hash", ""),
+                signed_time={"true": True, "false": False}[get("twinflow.signed_time", "true")],  # our first files lack it
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"the file's twinflow metadata cannot be used: {error}") from None
 
 

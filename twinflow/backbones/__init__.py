@@ -1,0 +1,89 @@
+"""What is known of each backbone without its weights or its code: one file of data a backbone, found by being there.
+
+Every file here holds one record, BACKBONE.  The file of the same name in nodes/backbones, where there is one, holds ComfyUI's
+classes of it, and the one in trainer/backbones what the trainer needs.
+"""
+
+import pkgutil
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+
+from ..layouts import Layout, bare
+from ..time_embedding import SecondEmbedder
+
+Shapes = Mapping[str, tuple[int, ...]]  # of a transformer's tensors, by diffusers' names
+WEIGHT_BIAS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """name: in the metadata of files.  title: in messages.  models: names on the trainer's command line, each with its
+    repository on the hub ("" where there is none), the most common first.
+
+    layout: names in files.  widths: sizes read off the tensors; raises KeyError for those of another model.
+    time: where time enters diffusers' class.  native_time: where it enters ComfyUI's, under ComfyUI's names.
+    second: the second time embedder's keys, in ComfyUI's names where it has the model.
+    native_scale: what ComfyUI multiplies sigma with before its class gets it.
+    variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
+    """
+
+    name: str
+    title: str
+    models: Mapping[str, str]
+    layout: Layout
+    widths: Callable[[Shapes], dict]
+    time: SecondEmbedder
+    native_time: SecondEmbedder
+    second: tuple[str, ...]
+    native_scale: float = 1.0
+    variant: bool = False
+    note: str = ""
+
+
+@cache
+def all_backbones() -> dict[str, Backbone]:
+    """Every record by its file's name."""
+    files = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    return {file: import_module(f".{file}", __name__).BACKBONE for file in files}
+
+
+def models() -> dict[str, str]:
+    """Names on the trainer's command line -> the file's name of their backbone."""
+    return {name: file for file, backbone in all_backbones().items() for name in backbone.models}
+
+
+def find(names: Collection[str]) -> Backbone | None:
+    """The backbone whose tensors these are (names without prefixes), None for any other."""
+    for backbone in all_backbones().values():
+        if not backbone.variant and (backbone.layout.native in names or backbone.layout.diffusers in names):
+            return backbone
+    return None
+
+
+def is_second_embedder(key: str) -> bool:
+    """Whether the key, with or without a prefix, belongs to some backbone's second time embedder."""
+    return bare(key).startswith(_second_roots())
+
+
+@cache
+def _second_roots() -> tuple[str, ...]:
+    roots = set()
+    for backbone in all_backbones().values():
+        roots |= {f"{backbone.time.name}.", f"{backbone.native_time.name}."}
+        roots |= {re.sub(r"_2\..*", "_2.", key) for key in backbone.second}
+    return tuple(sorted(roots))
+
+
+def keys(module: str, layers: Iterable[str]) -> tuple[str, ...]:
+    """The weights and biases of these layers of a module."""
+    return tuple(f"{module}.{layer}.{end}" for layer in layers for end in WEIGHT_BIAS)
+
+
+def axes(head: int) -> tuple[int, int, int]:
+    """How a head's width is shared among three rotary axes where no tensor tells: 2:3:3, the last two even."""
+    side = head * 3 // 8
+    side -= side % 2
+    return head - 2 * side, side, side

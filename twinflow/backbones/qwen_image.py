@@ -1,0 +1,31 @@
+"""Qwen-Image (20B).  Time in [0, 1], multiplied by 1000 inside the embedder's sinusoid; E(t) + (t - r) E_r(r)."""
+
+from ..layouts import Layout, blocks
+from ..time_embedding import SecondEmbedder
+from . import Backbone, Shapes, axes, keys
+
+
+def widths(shapes: Shapes) -> dict:
+    """channels: of the latents before they are packed into patches of 2 x 2.  text: of an embedding."""
+    (head,), (inner,) = shapes["transformer_blocks.0.attn.norm_q.weight"], shapes["img_in.bias"]
+    return dict(
+        head=head,
+        heads=inner // head,
+        layers=blocks(shapes, "transformer_blocks.{}.attn.norm_q.weight"),
+        text=shapes["txt_norm.weight"][0],
+        channels=shapes["proj_out.bias"][0] // 4,
+        axes=(16, 56, 56) if head == 128 else axes(head),
+    )
+
+
+TIME = SecondEmbedder("time_text_embed", "time_text_embed_2")
+BACKBONE = Backbone(
+    name="qwen-image",
+    title="Qwen-Image",
+    models={"qwen-image": "Qwen/Qwen-Image"},
+    layout=Layout(native="txt_norm.weight", diffusers="txt_norm.weight"),  # ComfyUI's names are diffusers'
+    widths=widths,
+    time=TIME,
+    native_time=TIME,
+    second=keys("time_text_embed_2.timestep_embedder", ("linear_1", "linear_2")),
+)
