@@ -1,174 +1,236 @@
-"""Every setting of a training run: one flat, validated record, the same on the command line, in a file and in config.json.
+"""Every setting of a training run, in one validated record; flat on the command line, in files and in config.json.
 
-Where a value comes from, the later winning: the defaults here, the recipe of the backbone for this mode, the objective
-preset where one is named, the configuration file, the command line.
+What is known of an option - default, help, name, heading - stands once, at its field.  Where a value comes from, the later
+winning: the defaults here (of a real model), the mode's, the recipe of the backbone, the preset, the file, the command line.
 """
 
-import difflib
+import dataclasses
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
-from twinflow.roles import share_out
+from twinflow.roles import ROLES, share_out
 
-from . import TrainerError
+from . import TrainerError, hints
 from .backbones import BACKBONES, backbone
 
-
-def _pairs(value):
-    """'one_step=1,fake=2' as a dict."""
-    if not isinstance(value, str):
-        return value
-    return dict(item.split("=", 1) if "=" in item else (item, 1) for item in value.replace(" ", "").split(",") if item)
-
-
-def _numbers(value):
-    """'0,1' as a tuple."""
-    return tuple(value.split(",")) if isinstance(value, str) else value
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-Weights = Annotated[dict[str, float], BeforeValidator(_pairs)]
-Pair = Annotated[tuple[float, float], BeforeValidator(_numbers)]
+RENAMED = {"difference": "dt"}  # an older name -> the present one; read with a notice, for one version
+BY_MODE: dict[str, dict[str, Any]] = {
+    "lora": dict(lr=1e-4),
+    # no LoRA's settings are read here; these are what the first version recorded, whose runs can thus be gone on with
+    "full": dict(lr=1e-5, rank=8, targets="all"),
+}
 
 
-def setting(default, group: str, help: str, **limits) -> Any:
-    return Field(default, description=help, json_schema_extra={"group": group}, **limits)
+def option(default: Any, help: str, *, name: str = "", metavar: str = "", top: bool = False, lora: bool = False, **limits) -> Any:
+    """A field.  name: on the command line, where not the field's.  top: of the most used.  lora: means nothing to trainer.full."""
+    return Field(default, description=help, json_schema_extra=dict(name=name, metavar=metavar, top=top, lora=lora), **limits)
 
 
-class Config(BaseModel):
-    """Field descriptions are the help texts; `group` is the heading in --help."""
-
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = setting("digits", "run", "backbone to train: " + ", ".join(BACKBONES))
-    mode: Literal["lora", "full"] = setting("lora", "run", "set by the entry point")
-    out: Path = setting(Path("runs"), "run", "folder that holds the runs")
-    name: str = setting("", "run", "name of the run and of its weights file (default: <model>-<mode>)")
-    seed: int = setting(0, "run", "decides every draw, together with the step", ge=0)
-    threads: int = setting(0, "run", "CPU threads; 0 leaves torch's choice", ge=0)
 
-    source: str = setting("", "model and data", "transformer: a diffusers folder, .safetensors, or hub id [the published one]")
-    encoders: str = setting("", "model and data", "text encoder and VAE: a diffusers folder or hub id [where the source is]")
-    data: str = setting(
-        "",
-        "model and data",
-        "a folder of pictures with .txt captions, .jsonl, .parquet, or .txt of prompts (--image-free); several by comma, "
-        "path*3 counts thrice",
-    )
-    resolution: int = setting(1024, "model and data", "pictures are cut to about this squared, in pixels", ge=32)
-    aspect: float = setting(2.0, "model and data", "widest and tallest bucket, long side to short; 1 is squares only", ge=1)
-    aspects: str = setting("1:1", "model and data", "shapes that --image-free trains, such as 1:1,3:2,2:3")
-    caption: str = setting("", "model and data", "caption of pictures that have none (default: they are skipped)")
-    caption_dropout: float = setting(0.0, "model and data", "share of rows trained under the guidance prompt", ge=0, le=1)
-    guidance_prompt: str = setting("", "model and data", "what guidance pushes away from; empty is the unconditional prompt")
-    cache: Path | None = setting(None, "cache", "folder of encoded pictures and captions (default: <out>/cache/<model>)")
-    encode_batch: int = setting(4, "cache", "pictures or captions that an encoder gets at a time", ge=1)
+class Run(Section):
+    out: Path = option(Path("runs"), "folder that holds the runs")
+    name: str = option("", "name of the run, of its folder and its weights file (default: <model>-<mode>)", top=True)
+    seed: int = option(0, "random seed; with the step's number it decides every draw", ge=0)
+    threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", ge=0)
 
-    base: Path | None = setting(
-        None, "base", "weights file of a base to start from, prompts.safetensors beside it (default: train one)"
-    )
-    base_steps: int = setting(0, "base", "optimiser steps of the flow-matching base (digits only)", ge=0)
-    base_batch: int = setting(128, "base", "rows a step", ge=1)
-    base_lr: float = setting(2e-3, "base", "peak learning rate", gt=0)
-    base_optimizer: Literal["adamw", "muon"] = setting("adamw", "base", "as --optimizer")
-    base_matrix_lr: float | None = setting(None, "base", "as --matrix-lr (default: base_lr)", gt=0)
-    base_ema: float = setting(0.99, "base", "decay of the average that becomes the base", ge=0, lt=1)
 
-    steps: int = setting(1000, "training", "optimiser steps", ge=1)
-    batch: int = setting(4, "training", "rows of a micro-batch, each process", ge=1)
-    accumulation: int = setting(1, "training", "micro-batches a step; the roles are shared out over all their rows", ge=1)
-    lr: float = setting(1e-4, "training", "peak learning rate", gt=0)
-    optimizer: Literal["adamw", "adamw8bit", "muon"] = setting(
-        "adamw", "training", "adamw8bit: a quarter of its memory; muon: for the blocks' matrices, with adamw for all else"
+class Data(Section):
+    source: str = option(
+        "", "transformer to train: a diffusers folder, a .safetensors file or a hub id (default: the published model)",
+        metavar="PATH",
+    )  # fmt: skip
+    encoders: str = option(
+        "", "text encoder and VAE: a diffusers folder or a hub id (default: those of --source, or as published)", metavar="PATH"
     )
-    matrix_lr: float | None = setting(None, "training", "peak learning rate of muon's matrices (default: lr)", gt=0)
-    embedder_lr: float | None = setting(None, "training", "peak learning rate of the second embedder (default: lr)", gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "training", "how the learning rate falls to 0")
-    warmup: int = setting(0, "training", "steps over which the learning rate rises", ge=0)
-    weight_decay: float = setting(0.0, "training", "AdamW's", ge=0)
-    betas: Pair = setting((0.9, 0.999), "training", "AdamW's")
-    clip: float = setting(1.0, "training", "gradient norm is clipped to this; 0 is off", ge=0)
-    ema: float = setting(0.99, "training", "decay of the teacher's average; 0: the student is its own teacher", ge=0, lt=1)
-    weights_ema: float = setting(0.0, "training", "decay of the average that is saved; 0 saves the last weights", ge=0, lt=1)
+    data: str = option(
+        "", "training data: a folder of images with .txt captions, a .jsonl or a .parquet file, or with --image-free a .txt file "
+        "of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
+    )  # fmt: skip
+    resolution: int = option(1024, "images are scaled and cut to about this many pixels squared", top=True, ge=32)
+    aspect: float = option(2.0, "longest image shape to cut to, long side by short side; 1 allows squares only", ge=1)
+    aspects: str = option("1:1", "image shapes (width:height) that --image-free trains, such as 1:1,3:2,2:3")
+    caption: str = option("", "caption for images that have none (default: they are skipped)")
+    caption_dropout: float = option(0.0, "share of images trained under --guidance-prompt, not their caption", ge=0, le=1)
+    guidance_prompt: str = option("", "negative prompt of the trained-in guidance (default: the model's empty prompt)")
+    cache: Path | None = option(None, "folder for the encoded images and captions, shared by runs (default: <out>/cache/<model>)")
+    encode_batch: int = option(4, "images or captions encoded at a time, before training", ge=1)
 
-    dtype: Literal["fp32", "bf16"] = setting(
-        "bf16", "memory", "of the arithmetic, and of a LoRA's frozen base; what is trained is stored in fp32"
-    )
-    quantize: Literal["none", "int8", "fp8", "fp8-cast", "nf4"] = setting(
-        "none", "memory", "a LoRA's frozen base in fewer bits: torchao's, diffusers' casting (no scales), bitsandbytes' (GPU)"
-    )
-    checkpointing: bool = setting(True, "memory", "compute the blocks again in the backward pass instead of keeping them")
-    block_swap: int = setting(0, "memory", "blocks whose frozen weights rest in host memory (LoRA, with checkpointing)", ge=0)
 
-    time: Literal["two", "fold"] = setting("two", "adapter", "how times are heard: a second embedder, or one time t - r/2")
-    rank: int = setting(8, "adapter", "rank of the LoRA", ge=1)
-    alpha: float | None = setting(None, "adapter", "LoRA scale is alpha / rank (default: rank)", gt=0)
-    rslora: bool = setting(False, "adapter", "scale by alpha / sqrt(rank)")
-    dropout: float = setting(0.0, "adapter", "LoRA dropout", ge=0, lt=1)
-    targets: str = setting(
-        "all", "adapter", "modules with a LoRA: all, attention, attention+mlp, or ends of names, comma-separated"
+class Base(Section):
+    path: Path | None = option(
+        None, "weights file of a base model to start from, with prompts.safetensors beside it (default: train one)", name="base"
+    )
+    steps: int = option(0, "optimiser steps of the base model, trained by flow matching", name="base_steps", ge=0)
+    batch: int = option(128, "images in a step of the base model's training", name="base_batch", ge=1)
+    lr: float = option(2e-3, "peak learning rate of the base model's training", name="base_lr", gt=0)
+    optimizer: Literal["adamw", "muon"] = option("adamw", "optimiser of the base model's training", name="base_optimizer")
+    matrix_lr: float | None = option(
+        None, "peak learning rate of muon's matrices in the base model (default: --base-lr)", name="base_matrix_lr", gt=0
+    )
+    ema: float = option(0.99, "decay of the weight average that becomes the base model", name="base_ema", ge=0, lt=1)
+
+
+class Training(Section):
+    steps: int = option(3000, "optimiser steps", top=True, ge=1)
+    batch: int = option(1, "images in a micro-batch, on each device", top=True, ge=1)
+    accumulation: int = option(4, "micro-batches in a step; the roles are shared out over all their images", ge=1)
+    lr: float = option(1e-4, "peak learning rate", top=True, gt=0)
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = option(
+        "adamw", "optimiser; adamw8bit takes a quarter of adamw's memory, muon is for the matrices of the blocks, beside adamw"
+    )
+    matrix_lr: float | None = option(None, "peak learning rate of muon's matrices (default: --lr)", gt=0)
+    embedder_lr: float | None = option(None, "peak learning rate of the second time embedder (default: --lr)", gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after the warm-up")
+    warmup: int = option(100, "steps over which the learning rate rises to its peak", ge=0)
+    weight_decay: float = option(0.0, "weight decay of AdamW", ge=0)
+    betas: tuple[float, float] = option((0.9, 0.999), "both betas of AdamW")
+    clip: float = option(1.0, "largest norm of the gradient, which is scaled down to it; 0 is off", ge=0)
+    ema: float = option(0.99, "decay of the weight average that is the teacher; 0: the student is its own teacher", ge=0, lt=1)
+    weights_ema: float = option(0.0, "decay of the weight average that is saved; 0 saves the last weights", ge=0, lt=1)
+
+
+class Memory(Section):
+    dtype: Literal["fp32", "bf16"] = option(
+        "bf16", "number format of the arithmetic and of a LoRA's frozen base; what is trained is kept in fp32"
+    )
+    quantize: Literal["none", "int8", "fp8", "fp8-cast", "nf4"] = option(
+        "none", "a LoRA's frozen base in fewer bits: int8 and fp8 by torchao, fp8-cast by diffusers (without scales), nf4 by "
+        "bitsandbytes (on a GPU)", lora=True,
+    )  # fmt: skip
+    checkpointing: bool = option(True, "gradient checkpointing: compute the blocks again in the backward pass to save memory")
+    block_swap: int = option(
+        0, "number of blocks whose frozen weights stay in host memory until needed (with --checkpointing)", lora=True, ge=0
     )
 
-    preset: str = setting("", "objective", "published constants by name: " + ", ".join(OBJECTIVES))
-    roles: Weights = setting(dict(Objective().roles), "objective", "share of each role, such as one_step=1,fake=1")
-    order: int = setting(2, "objective", "steps of the teacher's journey (RCGM order); 0 is flow matching")
-    difference: float = setting(0.01, "objective", "time step of the consistency target")
-    reach: float = setting(1.0, "objective", "how far below t the target time may lie, a share of t")
-    guidance: float = setting(1.0, "objective", "CFG scale that the model learns to have built in; 1 is off", ge=1)
-    guidance_ratio: float | None = setting(
-        None, "objective", "the method's own number in place of the scale: what of (conditional - unconditional) is added", ge=0
-    )
-    guidance_range: Pair = setting((0.0, 1.0), "objective", "only rows with low < t < high are guided")
-    guide: Literal["teacher", "base"] = setting("teacher", "objective", "who guides: the (EMA) teacher or the frozen base")
-    base_time: Literal["t", "folded"] = setting("t", "objective", "with --time fold, the time at which the base is asked")
-    target: Literal["data", "guide"] = setting("data", "objective", "velocity to learn: noise - data, or the guide's own")
-    times: Literal["beta", "logit-normal"] = setting("beta", "objective", "distribution of t")
-    time_beta: Pair = setting((1.0, 1.0), "objective", "of beta: a, b (1,1 is uniform)")
-    time_normal: Pair = setting((0.0, 1.0), "objective", "of logit-normal: mean, deviation")
-    stratified: bool = setting(False, "objective", "spread the times of a batch evenly")
-    time_scale: float = setting(1.0, "objective", "and multiplied with this")
-    rectify: float = setting(0.5, "objective", "weight of the rectification against the twin")
-    loss: Literal["barron", "l2"] = setting("barron", "objective", "distance")
-    barron_alpha: float = setting(1.0, "objective", "Barron's shape")
-    barron_scale: float = setting(1e-3, "objective", "Barron's scale")
-    image_free: bool = setting(False, "objective", "train on the model's own samples, without looking at images")
 
-    save_dtype: Literal["auto", "fp32", "bf16"] = setting("auto", "output", "of the weights file; auto: as --dtype")
-
-    log_every: int = setting(10, "logging", "steps between lines of metrics.csv", ge=1)
-    sample_every: int = setting(500, "logging", "steps between sample grids; 0 is none", ge=0)
-    prompts: str = setting(
-        "", "logging", "prompts of the sample grids: a .txt, or .jsonl for an edit model [the first captions of the data]"
+class Adapter(Section):
+    time: Literal["two", "fold"] = option(
+        "two", "how t and r reach the model: a second time embedder (t, r), or one folded time t - r/2 (a classic LoRA)", lora=True
     )
-    validation: str = setting("", "logging", "rows for the loss on what is not trained on, in the forms of --data [none]")
-    validate_every: int = setting(500, "logging", "steps between validations", ge=1)
-    save_every: int = setting(500, "logging", "steps between checkpoints", ge=1)
-    keep: int = setting(2, "logging", "checkpoints kept", ge=1)
-    tracker: Literal["auto", "tensorboard", "wandb", "none"] = setting("auto", "logging", "auto: TensorBoard where installed")
-    evaluate: int = setting(2000, "logging", "samples a stage for the table at the end; 0 skips it", ge=0)
+    rank: int = option(32, "rank of the LoRA", top=True, lora=True, ge=1)
+    alpha: float | None = option(None, "alpha of the LoRA, which is scaled by alpha / rank (default: --rank)", lora=True, gt=0)
+    rslora: bool = option(False, "scale the LoRA by alpha / sqrt(rank)", lora=True)
+    dropout: float = option(0.0, "dropout before the LoRA", lora=True, ge=0, lt=1)
+    targets: str = option(
+        "attention", "layers with a LoRA: all, attention, attention+mlp, or ends of module names, comma-separated", lora=True
+    )
+
+
+class Guidance(Section):
+    preset: str = option("", "published method by name, one of " + ", ".join(OBJECTIVES) + "; sets all that defines it")
+    scale: float = option(2.0, "CFG scale that is trained into the model; 1 is off", name="guidance", ge=1)
+    ratio: float | None = option(
+        None, "the paper's number in place of --guidance: how much of (conditional - unconditional) is added to the target",
+        name="guidance_ratio", ge=0,
+    )  # fmt: skip
+    guide: Literal["teacher", "base"] = option("teacher", "model whose guidance is used: the teacher or the frozen base")
+    base_time: Literal["t", "folded"] = option(
+        "t", "time at which --guide base is evaluated with --time fold: t, or the folded time", lora=True
+    )
+
+    def objective_ratio(self, target: str) -> float:
+        """Objective.guidance_ratio for the scale w: w itself where the guide's velocity is the target; added to the data's,
+        w - 1 of a frozen base, and 1 - 1/w of a teacher that follows the student (so that w is the fixed point)."""
+        if self.ratio is not None:
+            return self.ratio
+        if target == "guide":
+            return self.scale
+        return self.scale - 1 if self.guide == "base" else 1 - 1 / self.scale
+
+
+OBJECTIVE = {  # the options that are fields of twinflow.objective.Objective -> help
+    "roles": "share of each role, such as one_step=1,multi_step=1; the roles are " + ", ".join(ROLES),
+    "order": "steps of the teacher's journey from t to r (the paper's order N); 0 is flow matching",
+    "dt": "finite time step of the consistency target",
+    "reach": "farthest that the target time r lies below t, as a share of t",
+    "guidance_range": "guide only samples whose t lies between these two",
+    "target": "velocity to learn: data (noise - data), or guide (the guide's own velocity)",
+    "times": "distribution of t: beta or logit-normal",
+    "time_beta": "a and b of --times beta; 1,1 is uniform",
+    "time_normal": "mean and deviation of --times logit-normal",
+    "time_scale": "factor on every t that is drawn",
+    "stratified": "spread the times of a batch evenly over their distribution",
+    "rectify": "weight of the rectification of one-step samples against the fake twin; 0 is off",
+    "loss": "distance between velocity and target: barron or l2",
+    "barron_alpha": "shape of --loss barron",
+    "barron_scale": "scale of --loss barron",
+    "image_free": "train on the model's own one-step samples of the prompts, without images",
+}
+
+
+class Output(Section):
+    save_dtype: Literal["auto", "fp32", "bf16"] = option("auto", "number format of the weights file; auto is that of --dtype")
+
+
+class Logging(Section):
+    log_every: int = option(10, "steps between two lines of metrics.csv", ge=1)
+    sample_every: int = option(500, "steps between two grids of samples; 0 makes none", ge=0)
+    prompts: str = option(
+        "", "prompts of the sample grids: a .txt file, or a .jsonl for an edit model (default: the first captions of the data)",
+        metavar="PATH",
+    )  # fmt: skip
+    validation: str = option("", "data for the validation loss, in the forms of --data (default: none)", metavar="PATH")
+    validate_every: int = option(500, "steps between two validations", ge=1)
+    save_every: int = option(500, "steps between two checkpoints", ge=1)
+    keep: int = option(2, "number of checkpoints kept", ge=1)
+    tracker: Literal["auto", "tensorboard", "wandb", "none"] = option(
+        "auto", "where the log goes, beside metrics.csv; auto is TensorBoard where it is installed"
+    )
+    evaluate: int = option(2000, "samples for each line of the quality table at the end; 0 skips it", ge=0)
+
+
+class Settings(Section):
+    """The resolved settings of one run.  A section's description is its heading in --help."""
+
+    model: str = option("digits", "model to train: " + ", ".join(BACKBONES), metavar="NAME", top=True)
+    mode: Literal["lora", "full"] = option("lora", "what is trained; set by the entry point")
+    run: Run = Field(Run(), description="run")
+    data: Data = Field(Data(), description="model and data")
+    base: Base = Field(Base(), description="base model, where it is trained here")
+    training: Training = Field(Training(), description="training")
+    memory: Memory = Field(Memory(), description="memory")
+    adapter: Adapter = Field(Adapter(), description="LoRA")
+    guidance: Guidance = Field(Guidance(), description="guidance")
+    objective: Objective = Field(Objective(), description="objective", validate_default=True)
+    output: Output = Field(Output(), description="output")
+    logging: Logging = Field(Logging(), description="logging")
+
+    @field_validator("objective")
+    @classmethod
+    def _with_guidance(cls, objective: Objective, info: ValidationInfo) -> Objective:
+        guidance = info.data.get("guidance")  # absent where it is at fault itself
+        ratio = guidance.objective_ratio(objective.target) if guidance else 0.0
+        return dataclasses.replace(objective, guidance_ratio=ratio)
 
     @model_validator(mode="after")
-    def _objective_is_possible(self):
-        share_out(self.batch, self.objective().roles, parts=self.accumulation)
+    def _roles_fit(self) -> "Settings":
+        share_out(self.training.batch, self.objective.roles, parts=self.training.accumulation)
         return self
 
     @model_validator(mode="after")
-    def _guidance_is_possible(self):
-        if self.guide == "base":
+    def _guidance_has_a_fixed_point(self) -> "Settings":
+        if self.guidance.guide == "base":
             return self
-        if self.target == "data" and (self.guidance_ratio or 0) >= 1:
+        ratio = self.objective.guidance_ratio
+        if self.objective.target == "data" and ratio >= 1:
             raise ValueError(
-                f"--guidance-ratio is {self.guidance_ratio:g}, which has no fixed point when the teacher guides itself (scale "
+                f"--guidance-ratio is {ratio:g}, which has no fixed point when the teacher guides itself (scale "
                 "1 / (1 - ratio)); expected a ratio below 1, --guidance SCALE, or --guide base"
             )
-        if self.target == "guide" and self.objective().guidance != 1:
+        if self.objective.target == "guide" and ratio != 1:
             raise ValueError(
                 "--target guide makes the teacher's guided velocity its own target, which has no fixed point; "
                 "expected --guide base, or --guidance 1"
@@ -176,92 +238,180 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _memory_is_possible(self):
-        if self.mode == "full" and (self.quantize != "none" or self.block_swap):
+    def _memory_is_possible(self) -> "Settings":
+        memory = self.memory
+        if self.mode == "full" and (memory.quantize != "none" or memory.block_swap):
             raise ValueError("--quantize and --block-swap are for frozen weights; expected none and 0, or trainer.lora")
-        if self.block_swap and not self.checkpointing:
+        if memory.block_swap and not memory.checkpointing:
             raise ValueError("--block-swap needs --checkpointing, or the backward pass would keep all blocks on the device")
-        if self.block_swap and self.quantize == "nf4":
+        if memory.block_swap and memory.quantize == "nf4":
             raise ValueError("--block-swap cannot move nf4 weights; expected --quantize int8, fp8 or fp8-cast, or no swap")
         return self
 
-    def objective(self) -> Objective:
-        values = {name: getattr(self, name) for name in Objective.__dataclass_fields__}
-        return Objective(**values | {"guidance": self.ratio()})
-
-    def ratio(self) -> float:
-        """The objective's guidance for the scale w: w itself where the guide's velocity is the target; added to the data's,
-        w - 1 of a frozen base, and 1 - 1/w of a teacher that follows the student (so that w is the fixed point)."""
-        if self.guidance_ratio is not None:
-            return self.guidance_ratio
-        if self.target == "guide":
-            return self.guidance
-        return self.guidance - 1 if self.guide == "base" else 1 - 1 / self.guidance
+    @property
+    def folder(self) -> Path:
+        return self.run.out / self.run.name
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """Of the arithmetic."""
-        return DTYPES[self.dtype]
+        return DTYPES[self.memory.dtype]
 
-    @property
-    def folder(self) -> Path:
-        return self.out / self.name
+    def flat(self) -> dict[str, Any]:
+        """Option name -> JSON value: what config.json holds."""
+        values = self.model_dump(mode="json")
+        return {name: values[o.section][o.field] if o.section else values[o.field] for name, o in OPTIONS.items()}
 
     def hash(self, *, base: bool = False) -> str:
-        """Of what decides the weights: names, places and logging aside.  base: of what decides the base only."""
-        groups = ("base",) if base else ("model and data", "base", "training", "adapter", "objective")
-        names = [n for n, f in Config.model_fields.items() if f.json_schema_extra["group"] in groups]
-        own = [] if base else ["mode", "dtype", "quantize"]
-        values = self.model_dump(mode="json", include={"model", "seed", *own, *names})
+        """Of what decides the weights: names, places and logging aside.  base: of what decides the base model only."""
+        sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
+        names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
+        names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch"}
+        older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
+        values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def resolve(mode: str, given: dict) -> Config:
-    """The configuration for what the user gave (file and command line merged).  Raises TrainerError."""
-    unknown = sorted(set(given) - set(Config.model_fields))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], Config.model_fields, 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "expected a name that --help lists, with _ for -"
-        raise TrainerError(f"setting {unknown[0]!r} is unknown; {hint}")
-    model = given.get("model", Config.model_fields["model"].default)
-    known = backbone(model)
-    for name in given:
-        if {name, Config.model_fields[name].json_schema_extra["group"]} & set(known.unread):
-            raise TrainerError(
-                f"--{name.replace('_', '-')} means nothing to {model}; leave it out (see --help --model {model})"
-            )
-    values = {"mode": mode, "name": f"{model}-{mode}"} | known.recipe(mode)
-    preset = given.get("preset")
-    if preset:
-        if preset not in OBJECTIVES:
-            raise TrainerError(f"preset is {preset!r}; expected one of {', '.join(OBJECTIVES)}")
-        published = dict(vars(OBJECTIVES[preset]))
-        values |= {"guidance_ratio": published.pop("guidance")} | published
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A setting as the user meets it.  section: "" for Settings' own fields.  kind: the field's type."""
+
+    section: str
+    field: str
+    kind: Any
+    default: Any
+    help: str
+    metavar: str = ""
+    top: bool = False
+    lora: bool = False
+
+    def parse(self, value: Any) -> Any:
+        """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"."""
+        origin = get_origin(self.kind) or type(None)
+        if not isinstance(value, str) or not issubclass(origin, (Mapping, tuple)):
+            return value
+        items = [item for item in value.replace(" ", "").split(",") if item]
+        return tuple(items) if origin is tuple else dict(item.split("=", 1) if "=" in item else (item, 1) for item in items)
+
+
+def _options(record: type[Section], section: str = "") -> dict[str, Option]:
+    found = {}
+    for name, field in record.model_fields.items():
+        if field.annotation is Objective:
+            kinds = get_type_hints(Objective)
+            found |= {n: Option(name, n, kinds[n], getattr(Objective(), n), help) for n, help in OBJECTIVE.items()}
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= _options(field.annotation, name)
+        else:
+            extra = dict(field.json_schema_extra)
+            own = extra.pop("name") or name
+            found[own] = Option(section, name, field.annotation, field.default, field.description, **extra)
+    return found
+
+
+OPTIONS: dict[str, Option] = _options(Settings)  # by name; with - for _ on the command line
+
+# What a preset sets beside the objective, each to the default here; and what bears on the method, but is the recipe's.
+METHOD, BESIDE = ("guide", "base_time", "ema"), ("time", "weights_ema", "caption_dropout", "guidance_prompt")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def notice(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def current(given: Mapping[str, Any], notify: Callable[[str], None] = notice) -> dict[str, Any]:
+    """Settings with renamed ones under their present names."""
+    for old in RENAMED.keys() & given.keys():
+        notify(f"{flag(old)} is called {flag(RENAMED[old])} now; the old name will go with the next version")
+    return {RENAMED.get(name, name): value for name, value in given.items()}
+
+
+def meaningless(mode: str, model: str) -> dict[str, str]:
+    """The options that nothing reads, each with what does not read it."""
+    unread = set(backbone(model).unread)
+    return {name: f"trainer.{mode}, which trains all weights" for name, o in OPTIONS.items() if mode == "full" and o.lora} | {
+        name: model for name, o in OPTIONS.items() if {name, o.section} & unread
+    }
+
+
+def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] = notice) -> Settings:
+    """The settings for what the user gave (file and command line merged), by option name.  Raises TrainerError.
+
+    notify: is given a line on every setting that is not what the words that were given lead to expect.
+    """
+    given = current(given, notify)
+    if unknown := sorted(given.keys() - OPTIONS.keys()):
+        raise TrainerError(hints.option(unknown[0], given[unknown[0]], OPTIONS, flag=False))
+    model = given.get("model", OPTIONS["model"].default)
+    known = backbone(known_model(model))
+    if wrong := {name: why for name, why in meaningless(mode, model).items() if name in given}:
+        name, why = next(iter(wrong.items()))
+        raise TrainerError(f"{flag(name)} means nothing to {why}; leave it out (see --help --model {model})")
+    recipe = BY_MODE[mode] | known.recipe(mode)
+    values = {"mode": mode, "name": f"{model}-{mode}"} | recipe
+    if preset := given.get("preset"):
+        values |= published(preset)
+        for name in BESIDE:
+            if name not in given and (own := recipe.get(name, OPTIONS[name].default)) != OPTIONS[name].default:
+                notify(
+                    f"--preset {preset}: {flag(name)} stays {own} (recipe of {model}); the method's is {OPTIONS[name].default}: "
+                    f"set {flag(name)} to change it"
+                )
     if "guidance" in given:
         values.pop("guidance_ratio", None)
+    return from_flat(values | given)
+
+
+def known_model(name: str) -> str:
+    """The name, where it is a model's.  Raises TrainerError."""
+    if name not in BACKBONES:
+        raise TrainerError(hints.model(str(name), dict.fromkeys(BACKBONES, "")))
+    return name
+
+
+def published(preset: str) -> dict[str, Any]:
+    """All that defines a published method.  Raises TrainerError."""
+    if preset not in OBJECTIVES:
+        raise TrainerError(f"preset is {preset!r}; expected one of {', '.join(OBJECTIVES)}")
+    return {name: OPTIONS[name].default for name in METHOD} | dict(vars(OBJECTIVES[preset]))
+
+
+def from_flat(values: Mapping[str, Any]) -> Settings:
+    """The record of settings by option name, the others at their defaults.  Raises TrainerError."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        o = OPTIONS[name]
+        (nested.setdefault(o.section, {}) if o.section else nested)[o.field] = o.parse(value)
     try:
-        return Config(**values | given)
+        return Settings.model_validate(nested)
     except ValidationError as error:
         raise TrainerError(explain(error)) from None
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration saved beside a run.  Raises TrainerError."""
+def read_settings(folder: Path) -> Settings:
+    """The settings saved beside a run, of this or the older version.  Raises TrainerError."""
     path = folder / "config.json"
     try:
-        return Config(**json.loads(path.read_text()))
+        return from_flat(current(json.loads(path.read_text("utf-8")), notify=lambda line: None))
     except FileNotFoundError:
         raise TrainerError(f"{path}: is not there; expected the folder of a run") from None
-    except ValidationError as error:
-        raise TrainerError(f"{path}: cannot be used ({explain(error)})") from None
-    except (OSError, ValueError, TypeError) as error:
+    except TrainerError as error:
+        raise TrainerError(f"{path}: cannot be used ({error})") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise TrainerError(f"{path}: cannot be read ({error})") from None
 
 
 def explain(error: ValidationError) -> str:
     """The first fault as one line: setting, value, what was expected."""
     fault = error.errors()[0]
-    if not fault["loc"]:
+    if fault["type"] == "value_error":
         return fault["msg"].removeprefix("Value error, ")
-    name = ".".join(str(part) for part in fault["loc"])
+    parts = [str(part) for part in fault["loc"]]
+    names = {(o.section, o.field) if o.section else (o.field,): name for name, o in OPTIONS.items()}
+    own = next((n for n in (2, 1) if tuple(parts[:n]) in names), 0)
+    name = ".".join([names.get(tuple(parts[:own]), ""), *parts[own:]]).strip(".")
     return f"{name} is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]} (see --help)"

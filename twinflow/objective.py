@@ -1,21 +1,21 @@
-"""The TwinFlow objective (arXiv 2512.05150, section 3 and appendix) on one batch.
+"""The TwinFlow objective (arXiv 2512.05150; its consistency target is RCGM's) on one batch.
 
-The batch is shared out over roles.  Every row regresses v(x_t, t, r) on a target that its role sets:
+Every row regresses v(x_t, t, r) on a target that its role sets:
 
-    one_step    t = 1, r = 0           consistency target; also rectified against the fake twin
+    one_step    t = 1, r = 0           consistency target; also rectified against the fake trajectory
     multi_step  r just below t         consistency target, close to flow matching
     any_step    r uniform in [0, t]    consistency target
     few_step    r = 0                  consistency target
-    fake        (-t, -t)               flow matching on the model's own one-step samples
+    fake        (-t, -t)               flow matching on the student's own one-step samples
 
-Randomness is data: `draw` makes every number that is drawn, `loss` is a pure function of them.  Forwards are made only
-for the rows that need them: no guidance where its range drops a row, no consistency for fake rows nor where the
-teacher's journey is empty.
+The numbers (1) to (8) are those of the equations in docs/method.md, which names the released function behind each.
+Randomness is data: `draw` makes every number that is drawn, `loss` is a pure function of them.  A forward is made only of
+the rows that need it: no guidance outside its range, no consistency where the teacher has no interval to integrate.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -23,286 +23,171 @@ import torch
 from torch import Tensor
 
 from . import path
-from .roles import NEAR, ROLES, Roles
+from .constants import Objective
+from .draws import Draws, draw, role_times
+from .roles import NEAR, Roles
+
+__all__ = ["Batch", "Condition", "Draws", "Loss", "Networks", "Objective", "Velocity", "draw", "loss"]
 
 Condition = tuple[Tensor, ...]  # any tensors whose first dimension is the batch
 
 
 class Velocity(Protocol):
-    """The average velocity from time t (B,) at x_t (B, ...) to the target time r (B,); r = t is the instantaneous one."""
+    """A network: the average velocity from time t (B,) at x_t (B, ...) to the target time r (B,); at r = t the
+    instantaneous velocity, at (-t, -t) that of the fake trajectory."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor: ...
+    def __call__(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Every constant of the method.  Raises ValueError for a value that has no meaning.
+class Networks:
+    """Who is trained, and who sets its targets; only the student's main forward has a gradient.
 
-    roles: share of each role.  order: steps of the teacher's journey from t down to r (RCGM order N); 0 is flow matching.
-    difference: finite time step of the consistency target.  reach: how far below t the target time may lie, as a share
-    of t (the released "consistency ratio").  guidance: how much of (conditional - unconditional) is added to the target,
-    in rows with low < t < high strictly (guidance_range).  target: what velocity is learnt, "data" (noise - data) or the
-    "guide"'s own, in the rows that are guided; guidance is a CFG scale then.
-    times: t ~ "beta" (time_beta) or "logit-normal" (mean and deviation, time_normal), then times time_scale; stratified
-    spreads the uniform numbers behind t evenly over the batch.  rectify: weight of the rectification of the one_step
-    rows; 0 is none.  loss: "barron" (its alpha and scale) or "l2".  image_free: train on the model's own one-step
-    samples; the data are not looked at.
+    teacher: integrated for the consistency target (the EMA); None is the student.
+    guide: whose guidance is added to the target (a frozen base); None is the teacher.
+    alike: make every forward that the roles ask for, also where the times leave no row for it; needed where the weights
+    are sharded among processes, since each forward gathers them from all.
     """
 
-    roles: Mapping[str, float] = field(default_factory=lambda: dict(one_step=1, multi_step=1, any_step=1, fake=1))
-    order: int = 2
-    difference: float = 0.01
-    reach: float = 1.0
-    guidance: float = 0.0
-    guidance_range: tuple[float, float] = (0.0, 1.0)
-    target: str = "data"
-    times: str = "beta"
-    time_beta: tuple[float, float] = (1.0, 1.0)
-    time_normal: tuple[float, float] = (0.0, 1.0)
-    time_scale: float = 1.0
-    stratified: bool = False
-    rectify: float = 0.5
-    loss: str = "barron"
-    barron_alpha: float = 1.0
-    barron_scale: float = 1e-3
-    image_free: bool = False
-
-    def __post_init__(self):
-        def expect(ok, name, what):
-            if not ok:
-                raise ValueError(f"objective: {name} is {getattr(self, name)!r}; expected {what}")
-
-        known = set(self.roles) <= set(ROLES) and all(w >= 0 for w in self.roles.values())
-        expect(known and sum(self.roles.values()) > 0, "roles", f"weights >= 0, one above 0, of {', '.join(ROLES)}")
-        expect(self.order >= 0, "order", "0 (flow matching) or more")
-        learns = self.order or any(self.roles.get(role) for role in NEAR)
-        expect(learns, "roles", f"one of {', '.join(NEAR)} with order 0, which learns from rows with r near t only")
-        expect(0 < self.difference < 1, "difference", "a time step above 0 and below 1")
-        expect(0 <= self.reach <= 1, "reach", "a share between 0 and 1")
-        expect(self.target in ("data", "guide"), "target", "'data' or 'guide'")
-        expect(self.guidance >= 0, "guidance", "0 (off) or more")
-        expect(self.times in ("beta", "logit-normal"), "times", "'beta' or 'logit-normal'")
-        expect(min(self.time_beta) > 0, "time_beta", "two positive numbers")
-        uniform = tuple(self.time_beta) == (1, 1)
-        expect(uniform or not (self.stratified and self.times == "beta"), "time_beta", "1, 1 for stratified times")
-        expect(self.time_normal[1] > 0, "time_normal", "a mean and a positive deviation")
-        expect(0 < self.time_scale <= 1, "time_scale", "a number above 0, at most 1")
-        expect(self.rectify >= 0, "rectify", "0 (off) or more")
-        expect(self.loss in ("barron", "l2"), "loss", "'barron' or 'l2'")
-        expect(self.barron_alpha <= 2, "barron_alpha", "at most 2")
-        expect(self.barron_scale > 0, "barron_scale", "a number above 0")
+    student: Velocity
+    teacher: Velocity | None = None
+    guide: Velocity | None = None
+    alike: bool = False
 
 
-class Draws(NamedTuple):
-    """All that chance decides in one step, one row each: t before scaling, positions of r, and the noises."""
+@dataclass(frozen=True)
+class Batch:
+    """A (micro-)batch: data (B, ...), their condition, and the unconditional one in the same shapes."""
 
-    t: Tensor  # (B,) in [0, 1]
-    r: Tensor  # (B,) uniform: how far any_step's r lies below t
-    near: Tensor  # (B,) uniform: how far multi_step's r lies below t
-    noise: Tensor  # like x: of x_t
-    start: Tensor  # like x: of the one-step samples, for fake rows and image-free training
-    again: Tensor  # like x: of the rectification
-    again_t: Tensor  # (B,) uniform: times of the rectification
-
-
-def draw(x: Tensor, objective: Objective, generator: torch.Generator) -> Draws:
-    """Draws for a batch like x (B, ...), all from this generator, on its device, then moved to x; at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    here = dict(device=generator.device, dtype=dtype, generator=generator)
-    t = draw_times(len(x), objective, here).to(x.device)
-    uniform = [torch.rand(len(x), **here).to(x.device) for _ in range(3)]
-    normal = [torch.randn(x.shape, **here).to(x.device) for _ in range(3)]
-    return Draws(t, uniform[0], uniform[1], *normal, uniform[2])
-
-
-def draw_times(rows: int, objective: Objective, here: dict) -> Tensor:
-    """t (rows,) in [0, 1], before time_scale; `here` says on what device, in what dtype and from what generator."""
-    if objective.times == "beta" and tuple(objective.time_beta) != (1, 1):
-        where = {name: here[name] for name in ("device", "dtype")}
-        a, b = (
-            torch._standard_gamma(torch.full((rows,), k, **where), generator=here["generator"]) for k in objective.time_beta
-        )
-        return a / (a + b)
-    u = torch.rand(rows, **here)
-    if objective.stratified:
-        order = torch.rand(rows, **here).argsort()  # which row gets which stratum
-        u = (order + u) / rows
-    if objective.times == "beta":
-        return u
-    mean, deviation = objective.time_normal
-    return torch.sigmoid(mean + deviation * torch.special.ndtri(u))
-
-
-def role_times(draws: Draws, roles: Roles, objective: Objective) -> tuple[Tensor, Tensor]:
-    """The times t and r (B,) of every row; negative for fake rows."""
-    t = draws.t.clamp(0, 1) * objective.time_scale
-    r = t - draws.r * objective.reach * t
-    near = t - draws.near * t * min(0.05, objective.reach)
-    for role, rows in roles.rows.items():
-        if role == "one_step":
-            t[rows], r[rows] = 1.0, 0.0
-        elif role == "multi_step":
-            r[rows] = near[rows]
-        elif role == "few_step":
-            r[rows] = 0.0
-        elif role == "fake":
-            r[rows] = t[rows] = -t[rows]
-    return t, r
+    x: Tensor
+    cond: Condition
+    uncond: Condition
 
 
 class Loss(NamedTuple):
-    """total: what to call backward on.  terms: detached parts for the log, by role, and "rectify"."""
+    """total: what to call backward on.  terms: detached means for the log, by role, and "rectify"."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
-def loss(
-    student: Velocity,
-    x: Tensor,
-    cond: Condition,
-    uncond: Condition,
-    objective: Objective,
-    roles: Roles,
-    draws: Draws,
-    *,
-    teacher: Velocity | None = None,
-    guide: Velocity | None = None,
-    alike: bool = False,
-) -> Loss:
-    """The TwinFlow loss of one (micro-)batch of data x (B, ...).
+def loss(networks: Networks, batch: Batch, objective: Objective, roles: Roles, draws: Draws) -> Loss:
+    """The TwinFlow loss of one (micro-)batch, whose rows play these roles (share_out) and drew these numbers (draw).
 
-    teacher: whose journey the consistency target follows (the EMA); None: the student itself, without gradient.
-    guide: whose guidance is added to the target (a frozen base); None: the teacher.
-    cond, uncond: tensors with the batch first.  With several micro-batches take the mean of their totals.
-    alike: make every forward that the roles ask for, also where the times leave no row for it; processes among which
-    the weights are sharded must.
+    With several micro-batches take the mean of their totals.  The batch is not changed.
+    Raises ValueError where batch, roles and draws are of different numbers of rows.
     """
-    teacher = teacher or student
-    guide = guide or teacher
+    _expect_equal_rows(batch, roles, draws)
+    student = networks.student
+    teacher = networks.teacher or student
+    guide = networks.guide or teacher
     t, r = role_times(draws, roles, objective)
-    real = t >= 0
-    if "fake" in roles.rows:
-        real[roles.rows["fake"]] = False
-    own = torch.ones_like(real) if objective.image_free else ~real
-    x = with_own_samples(student, x.to(t.dtype), own, draws.start, cond)
-    x_t = path.interpolate(x, draws.noise, t)
-    v = student(x_t, t, r, cond).to(t.dtype)
+    masks = Masks.of(t, r, roles, objective)
 
-    target = guided(path.velocity(x, draws.noise), guide, x_t, t, real, cond, uncond, objective, alike)
+    own = lambda rows: one_step_samples(student, draws.sample_noise[rows], select(batch.cond, rows))
+    x = on_rows(masks.own, own, batch.x.to(t.dtype))  # (1)
+    x_t, target = path.interpolate(x, draws.noise, t), path.velocity(x, draws.noise)  # (2)
+    at = Point(x_t, t, r, batch.cond)
+    v = at.velocity_of(student)
+    now = v.detach()
+
+    if objective.guidance_ratio or objective.target == "guide":
+        guided = lambda rows: guided_target(guide, at[rows], select(batch.uncond, rows), target[rows], objective)
+        target = on_rows(masks.guided, guided, target, alike=networks.alike)  # (3)
     if objective.order and objective.reach:
-        target = consistent(v.detach(), target, teacher, x_t, t, r, real, cond, objective, alike)
-    weight = torch.where(real, torch.tan((1 - (t - r).abs()) * math.pi / 2.5) + 1, 1.0)
-    by_row = distance(v, target, objective) * weight
-    terms = {role: by_row[rows].mean().detach() for role, rows in roles.rows.items()}
+        apart = lambda rows: consistency_residual(teacher, at[rows], now[rows], target[rows], objective)
+        residual = on_rows(masks.apart, apart, now - target, alike=networks.alike)  # (4)
+        target = torch.where(path.like(masks.real, v), now - residual.clamp(-1, 1), target)  # (5)
 
-    learning = tuple(objective.roles) if objective.order else NEAR
-    total = mean_over(learning, by_row, roles)
-    if objective.rectify and objective.reach == 1 and "one_step" in roles.rows:
+    weight = torch.where(masks.real, torch.tan((1 - (t - r).abs()) * math.pi / 2.5) + 1, 1.0)  # (6)
+    by_row = distance(v, target, objective) * weight  # (7)
+    terms = {role: by_row[rows].mean().detach() for role, rows in roles.rows.items()}
+    total = mean_of(tuple(roles.share) if objective.order else NEAR, by_row, roles)
+
+    if objective.rectify and "one_step" in roles.rows:
         rows = roles.rows["one_step"]
-        data, _ = path.endpoints(x_t[rows], v[rows].detach(), t[rows])
-        gap = twin_gap(student, data, draws.again[rows], draws.again_t[rows], select(cond, rows))
+        data, _ = path.endpoints(x_t[rows], now[rows], t[rows])
+        gap = twin_gap(student, data, draws.renoise[rows], draws.renoise_t[rows], select(batch.cond, rows))
         rectified = torch.zeros_like(by_row)
-        rectified[rows] = distance(v[rows], v[rows].detach() - gap, objective)
+        rectified[rows] = distance(v[rows], now[rows] - gap, objective)  # (8)
         terms["rectify"] = rectified[rows].mean().detach()
-        total = total + objective.rectify * mean_over(("one_step",), rectified, roles)
+        total = total + objective.rectify * mean_of(("one_step",), rectified, roles)
     return Loss(total, terms)
 
 
-def select(cond: Condition, rows) -> Condition:
-    return tuple(c[rows] for c in cond)
+@dataclass(frozen=True)
+class Point:
+    """Where a network is evaluated: x_t (B, ...), its time t (B,), the target time r (B,), and the condition."""
+
+    x_t: Tensor
+    t: Tensor
+    r: Tensor
+    cond: Condition
+
+    def __getitem__(self, rows: Tensor | slice) -> "Point":
+        return Point(self.x_t[rows], self.t[rows], self.r[rows], select(self.cond, rows))
+
+    def velocity_of(self, network: Velocity) -> Tensor:
+        return network(self.x_t, self.t, self.r, self.cond).to(self.x_t.dtype)
 
 
-def some(rows: Tensor, alike: bool) -> Tensor:
-    """These rows (B,) bool; the first one where there is none and a forward must be made all the same."""
-    if alike and not rows.any():
-        rows = rows.clone()
-        rows[0] = True
-    return rows
-
-
-def mean_over(learning: tuple[str, ...], by_row: Tensor, roles: Roles) -> Tensor:
-    """Mean over the rows of these roles in the whole accumulated batch, as far as this part of it goes."""
-    share = sum(roles.share.get(role, 0.0) for role in learning)
-    rows = [by_row[roles.rows[role]].sum() for role in learning if role in roles.rows]
-    return (sum(rows) if rows else by_row.sum() * 0) / (len(by_row) * share)
-
-
-@torch.no_grad()
-def with_own_samples(student: Velocity, x: Tensor, own: Tensor, start: Tensor, cond: Condition) -> Tensor:
-    """x with the rows marked in `own` (B,) replaced by the student's one-step samples from the noise `start`."""
-    if not own.any():
-        return x
-    noise, one = start[own], start.new_ones(int(own.sum()))
-    data, _ = path.endpoints(noise, student(noise, one, torch.zeros_like(one), select(cond, own)).to(x.dtype), one)
-    x = x.clone()
-    x[own] = data
-    return x
+def velocities_of(network: Velocity, a: Point, b: Point) -> tuple[Tensor, Tensor]:
+    """The velocities at both points, in one forward."""
+    cond = tuple(torch.cat(pair) for pair in zip(a.cond, b.cond, strict=True))
+    both = Point(torch.cat([a.x_t, b.x_t]), torch.cat([a.t, b.t]), torch.cat([a.r, b.r]), cond)
+    first, second = both.velocity_of(network).chunk(2)
+    return first, second
 
 
 @torch.no_grad()
-def guided(target: Tensor, guide: Velocity, x_t, t, real, cond, uncond, objective: Objective, alike: bool = False) -> Tensor:
-    """The target (B, ...) pushed along classifier-free guidance in the rows whose t lies in the guidance range.
+def one_step_samples(student: Velocity, noise: Tensor, cond: Condition) -> Tensor:
+    """(1)  x = z' - v(z', 1, 0): the data of the fake rows, and of all rows in image-free training."""
+    one = noise.new_ones(len(noise))
+    data, _ = path.endpoints(noise, Point(noise, one, torch.zeros_like(one), cond).velocity_of(student), one)
+    return data
 
-    "data": target + g (v_c - v_u).  "guide": v_u + g (v_c - v_u), the released code's image-free form.
+
+@torch.no_grad()
+def guided_target(guide: Velocity, at: Point, uncond: Condition, target: Tensor, objective: Objective) -> Tensor:
+    """(3)  target + g (v_c - v_u), with the guide's instantaneous velocities; or, learning the guide's own velocity,
+    v_u + g (v_c - v_u)."""
+    g, own = objective.guidance_ratio, objective.target == "guide"
+    conditional = replace(at, r=at.t)
+    unconditional = replace(conditional, cond=uncond)
+    if own and g in (0.0, 1.0):  # one of the two is all of it
+        return (conditional if g else unconditional).velocity_of(guide)
+    v_c, v_u = velocities_of(guide, conditional, unconditional)
+    return (v_u if own else target) + g * (v_c - v_u)
+
+
+@torch.no_grad()
+def consistency_residual(teacher: Velocity, at: Point, v: Tensor, target: Tensor, objective: Objective) -> Tensor:
+    """(4)  (t - r)/dt v - I/dt - target, where I integrates the teacher from t - dt to r in `order` steps.
+
+    0 where v is the average over [t, r] of the target on [t, t - dt] and of the teacher on [t - dt, r] (RCGM, order N).
     """
-    g, (low, high) = objective.guidance, objective.guidance_range
-    rows = real & (low < t) & (t < high)
-    asked = some(rows, alike)
-    if (objective.target == "data" and not g) or not asked.any():
-        return target
-    x, t, c, u = x_t[asked], t[asked], select(cond, asked), select(uncond, asked)
-    if objective.target == "guide" and g in (0.0, 1.0):
-        wanted = guide(x, t, t, c if g else u).to(target.dtype)
-    else:
-        both = tuple(torch.cat(pair) for pair in zip(c, u, strict=True))
-        v_c, v_u = guide(torch.cat([x, x]), torch.cat([t, t]), torch.cat([t, t]), both).to(target.dtype).chunk(2)
-        wanted = (v_u if objective.target == "guide" else target[asked]) + g * (v_c - v_u)
-    target = target.clone()
-    target[rows] = wanted[rows[asked]]
-    return target
+    dt, order = objective.dt, objective.order
+    x = at.x_t - dt * target
+    start = torch.maximum(at.t - dt, at.r)
+    times = [start * (1 - i / order) + at.r * (i / order) for i in range(order + 1)]
+    integral = torch.zeros_like(x)
+    for t, t_next in pairwise(times):
+        u = Point(x, t, t_next, at.cond).velocity_of(teacher)
+        x = path.interpolate(*path.endpoints(x, u, t), t_next)
+        integral = integral + u * path.like(t - t_next, x)
+    return v * path.like((at.t - at.r) / dt, x) - integral / dt - target
 
 
 @torch.no_grad()
-def consistent(
-    v: Tensor, target: Tensor, teacher: Velocity, x_t, t, r, real, cond, objective: Objective, alike: bool = False
-) -> Tensor:
-    """Recursive consistency (RCGM): agree with the teacher's own `order`-step journey from t - difference down to r.
-
-    v, target (B, ...); fake rows keep their target.  A row with less than one difference between t and r has no journey
-    left, and its residual is v - target.
-    """
-    step, order = objective.difference, objective.order
-    residual = v - target
-    far = real & (t >= r + step)
-    asked = some(far, alike)
-    if asked.any():
-        x, t, r, c = (x_t - step * target)[asked], t[asked], r[asked], select(cond, asked)
-        start = torch.maximum(t - step, r)
-        times = [start * (1 - i / order) + r * (i / order) for i in range(order + 1)]
-        journey = torch.zeros_like(x)
-        for t_from, t_to in pairwise(times):
-            u = teacher(x, t_from, t_to, c).to(x.dtype)
-            x = path.interpolate(*path.endpoints(x, u, t_from), t_to)
-            journey = journey + u * path.like(t_from - t_to, x)
-        found = v[asked] * path.like((t - r) / step, x) - journey / step - target[asked]
-        residual[far] = found[far[asked]]
-    wanted = v - residual.clamp(-1, 1)
-    return torch.where(path.like(real, v), wanted, target)
-
-
-@torch.no_grad()
-def twin_gap(student: Velocity, data: Tensor, noise: Tensor, t: Tensor, cond: Condition, limit: float = 1.0) -> Tensor:
-    """How far the fake twin's velocity is from the real one at data (B, ...) re-noised to t (B,), at most `limit`."""
-    x_t = path.interpolate(data, noise, t)
-    both = tuple(torch.cat([c, c]) for c in cond)
-    times = torch.cat([-t, t])
-    fake, real = student(torch.cat([x_t, x_t]), times, times, both).to(data.dtype).chunk(2)
-    return (fake - real).clamp(-limit, limit)
+def twin_gap(student: Velocity, data: Tensor, noise: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """(8)  v(x_s, -s, -s) - v(x_s, s, s), clamped to [-1, 1], at data (B, ...) that are re-noised to the time t (B,)."""
+    real = Point(path.interpolate(data, noise, t), t, t, cond)
+    v_fake, v_real = velocities_of(student, replace(real, t=-t, r=-t), real)
+    return (v_fake - v_real).clamp(-1, 1)
 
 
 def distance(v: Tensor, target: Tensor, objective: Objective) -> Tensor:
-    """Per-row loss (B,): the mean squared error m, or Barron's robust form of it, whose factor is held constant."""
+    """(7)  Per-row loss (B,): the mean squared error m, or Barron's robust form of it, whose factor is held constant."""
     m = (v - target).square().flatten(1).mean(1)
     if objective.loss == "l2":
         return m
@@ -310,3 +195,61 @@ def distance(v: Tensor, target: Tensor, objective: Objective) -> Tensor:
     if abs(a - 2) < 1e-5:
         return m / s
     return m * (m.detach() / (s**2 + 1e-8) / abs(a - 2) + 1) ** ((a - 2) / 2) / s
+
+
+# Which rows.  The equations above know nothing of it.
+
+
+class Masks(NamedTuple):
+    """Rows (B,) bool.  real: all but the fake ones.  own: whose data are the student's samples.  guided: whose time lies
+    in the guidance range.  apart: with t - r >= dt, so that the teacher has an interval to integrate."""
+
+    real: Tensor
+    own: Tensor
+    guided: Tensor
+    apart: Tensor
+
+    @classmethod
+    def of(cls, t: Tensor, r: Tensor, roles: Roles, objective: Objective) -> "Masks":
+        real = torch.ones_like(t, dtype=torch.bool)
+        real[roles.rows.get("fake", slice(0))] = False
+        own = torch.ones_like(real) if objective.image_free else ~real
+        low, high = objective.guidance_range
+        return cls(real, own, real & (low < t) & (t < high), real & (t >= r + objective.dt))
+
+
+def select(cond: Condition, rows: Tensor | slice) -> Condition:
+    return tuple(c[rows] for c in cond)
+
+
+def on_rows(rows: Tensor, formula: Callable[[Tensor], Tensor], values: Tensor, *, alike: bool = False) -> Tensor:
+    """`values` (B, ...) with its `rows` (B,) bool replaced by formula(rows), which is not evaluated where there is none.
+
+    alike: evaluate it all the same, at the first row, and drop the result; see Networks.
+    """
+    evaluated = rows
+    if alike and not rows.any():
+        evaluated = rows.clone()
+        evaluated[0] = True
+    if not evaluated.any():
+        return values
+    found = formula(evaluated)
+    values = values.clone()
+    values[rows] = found[rows[evaluated]]
+    return values
+
+
+def mean_of(learning: tuple[str, ...], by_row: Tensor, roles: Roles) -> Tensor:
+    """Mean over the rows of these roles in the whole accumulated batch, as far as this part of it goes."""
+    share = sum(roles.share.get(role, 0.0) for role in learning)
+    rows = [by_row[roles.rows[role]].sum() for role in learning if role in roles.rows]
+    return (sum(rows[1:], rows[0]) if rows else by_row.sum() * 0) / (len(by_row) * share)
+
+
+def _expect_equal_rows(batch: Batch, roles: Roles, draws: Draws) -> None:
+    played = sum(rows.stop - rows.start for rows in roles.rows.values())
+    if not len(batch.x) == played == len(draws.t):
+        raise ValueError(
+            f"the batch has {len(batch.x)} rows, its roles are shared out over {played}, and its draws are {len(draws.t)}; "
+            "expected equal numbers: share_out(len(x), ...) and draw(x, ...)"
+        )

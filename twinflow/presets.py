@@ -1,10 +1,11 @@
-"""Settings by name: objectives to train with, and how to sample with so many network evaluations.
+"""Published settings by name: objectives to train with, and how to sample with a given number of network evaluations.
 
-Published values; where the official sources disagree (4 steps) the text beside the row says what we took.
+Source: the released TwinFlow code and its model cards; where they disagree (4 steps) the comment beside the row says so.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from . import schedule
 from .objective import Objective
 from .sampler import Stochasticity
 
-_TWINFLOW = Objective(guidance=0.5)
+_TWINFLOW = Objective(guidance_ratio=0.5)
 
 OBJECTIVES: dict[str, Objective] = {
     "twinflow": _TWINFLOW,
@@ -41,17 +42,17 @@ class Sampling:
         steps = (self.steps + 1) // 2 if self.order == 2 else self.steps
         return schedule.times(steps, self.start_gap, self.end_gap, self.warp)
 
-    def options(self) -> dict:
+    def options(self) -> dict[str, Any]:
         """The keyword arguments of sampler.sample."""
         return {name: getattr(self, name) for name in ("style", "order", "stochasticity", "extrapolation")}
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """What the metadata of a weights file holds (`twinflow.sampler`)."""
         values = asdict(self) | {"gaps": [self.start_gap, self.end_gap], "warp": list(self.warp)}
         return {name: values[name] for name in _JSON}
 
     @classmethod
-    def from_json(cls, values: dict | str) -> "Sampling":
+    def from_json(cls, values: dict[str, Any] | str) -> "Sampling":
         """The inverse of to_json, also of its text; absent fields take their defaults.  Raises ValueError."""
         values = json.loads(values) if isinstance(values, str) else values
         if not isinstance(values, dict) or not isinstance(values.get("steps"), int) or values.keys() - set(_JSON):
@@ -66,7 +67,7 @@ _JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolat
 SAMPLING: dict[int, Sampling] = {
     1: Sampling(1, "few", 0.0, end_gap=0.7),
     2: Sampling(2, "few", 1.0, end_gap=0.6),
-    4: Sampling(4, "few", 1.0, end_gap=0.5),  # "any" with 0 in other official places
+    4: Sampling(4, "few", 1.0, end_gap=0.5),  # elsewhere in the official sources "any", 0.0
     8: Sampling(8, "any", 0.0, end_gap=0.5),
     30: Sampling(30, "multi", 0.0, end_gap=0.0, warp=(1.17, 0.8, 1.1)),
 }

@@ -1,8 +1,12 @@
-"""Which rows of a batch play which role in the objective.  Roles are shared out over all rows that are accumulated."""
+"""Which rows of a batch play which role in the objective.
+
+Convention: consecutive rows for each role, shared out over all rows that are accumulated to one optimiser step, so that
+a batch smaller than the number of roles trains them over several micro-batches.
+Source: the released TwinFlow code (prepare_inputs), whose rounding loses a role for some batch sizes; this one does not.
+"""
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 ROLES = ("one_step", "multi_step", "any_step", "few_step", "fake")
@@ -16,42 +20,35 @@ class Roles(NamedTuple):
     share: dict[str, float]
 
 
-def share_out(batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1, rounding: str = "fair") -> Roles:
-    """Consecutive rows for each role in proportion to the weights, in the order of the weights.
+def share_out(batch: int, weights: Mapping[str, float], *, part: int = 0, parts: int = 1) -> Roles:
+    """Rows for each role with a weight above 0, in proportion to the weights and in their order.
 
-    batch: rows of this micro-batch, the `part`-th of `parts` that are accumulated; the roles are shared out over all
-    batch * parts rows, so that a batch smaller than the number of roles trains them over several micro-batches.
-    rounding: "fair" (largest remainder; every role with a weight gets a row) or "released" (round each, the last role
-    takes what is left, also one of weight 0, and the batch's end cuts off the rest, which loses a role for some sizes).
-    Raises ValueError when there are fewer rows than roles.
+    batch: rows of this micro-batch, the `part`-th of `parts` that are accumulated.  Every role gets one row of the
+    batch * parts; the largest remainders decide the rest.
+    Raises ValueError where there are fewer rows than roles.
     """
-    if rounding not in ("fair", "released"):
-        raise ValueError(f"rounding is {rounding!r}; expected 'fair' or 'released'")
-    if rounding == "fair":
-        weights = {role: w for role, w in weights.items() if w > 0}
-    total, whole, wanted = batch * parts, sum(weights.values()), [role for role, w in weights.items() if w > 0]
-    if total < len(wanted):
+    weights = {role: w for role, w in weights.items() if w > 0}
+    total, whole, spare = batch * parts, sum(weights.values()), batch * parts - len(weights)
+    if spare < 0:
         raise ValueError(
-            f"batch {batch} x accumulation {parts} is {total} rows; expected at least {len(wanted)}, one for each of the "
-            f"roles {', '.join(wanted)}: raise the accumulation to {-(-len(wanted) // max(batch, 1))} or drop roles"
+            f"batch {batch} x accumulation {parts} is {total} rows; expected at least {len(weights)}, one for each of the "
+            f"roles {', '.join(weights)}: raise the accumulation to {-(-len(weights) // max(batch, 1))} or drop roles"
         )
-    if rounding == "released":
-        sizes = [round(total * w / whole) for w in weights.values()]
-        sizes[-1] = total - sum(sizes[:-1])
-        ends = [min(sum(sizes[: i + 1]), total) for i in range(len(sizes))]
-        sizes = [max(0, b - a) for a, b in pairwise([0, *ends])]
-    else:
-        spare = total - len(weights)
-        exact = [max(0.0, total * w / whole - 1) for w in weights.values()]
-        exact = [e * spare / sum(exact) if spare else 0.0 for e in exact]
-        sizes = [1 + math.floor(e + 1e-9) for e in exact]
-        by_remainder = sorted(range(len(sizes)), key=lambda i: sizes[i] - 1 - exact[i])
-        for i in by_remainder[: total - sum(sizes)]:
-            sizes[i] += 1
-    rows, start, first = {}, 0, part * batch
-    for role, size in zip(weights, sizes, strict=True):
+    exact = [max(0.0, total * w / whole - 1) for w in weights.values()]
+    exact = [e * spare / sum(exact) if spare else 0.0 for e in exact]
+    sizes = [1 + math.floor(e + 1e-9) for e in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: sizes[i] - 1 - exact[i])
+    for i in by_remainder[: total - sum(sizes)]:
+        sizes[i] += 1
+    return roles_of(dict(zip(weights, sizes, strict=True)), batch, part)
+
+
+def roles_of(sizes: Mapping[str, int], batch: int, part: int = 0) -> Roles:
+    """The roles of micro-batch number `part`, of `batch` rows, given the rows of each role in the accumulated batch."""
+    rows, start, first, total = {}, 0, part * batch, sum(sizes.values())
+    for role, size in sizes.items():
         low, high = (min(max(edge - first, 0), batch) for edge in (start, start + size))
         if high > low:
             rows[role] = slice(low, high)
         start += size
-    return Roles(rows, {role: size / total for role, size in zip(weights, sizes, strict=True)})
+    return Roles(rows, {role: size / total for role, size in sizes.items()})

@@ -1,14 +1,17 @@
-"""The unified sampler (UCGM-S, arXiv 2505.07447, algorithm 2) over a velocity v(x_t, t, r).
+"""The unified sampler (UCGM-S, arXiv 2505.07447) over a velocity v(x, t, r).
 
-Every step splits x into the data and the noise that the velocity implies, then mixes them again at the next time:
+Every step splits x into the data and the noise that the velocity implies, then mixes them again at the next time.  The
+style sets the target time r:
 
-    few    r = 0        each step jumps to the data, then goes back up (needs fresh noise to stay diverse)
-    any    r = t_next   each step goes where it is told
-    multi  r = t        plain flow matching, the instantaneous velocity
+    few    r = 0        every step estimates the data in one jump, then re-noises them (fresh noise keeps them diverse)
+    any    r = t_next   every step uses the average velocity over that step
+    multi  r = t        plain flow matching: Euler steps of the instantaneous velocity
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +27,12 @@ STYLES = tuple(TARGETS)
 Stochasticity = float | str  # a share in [0, 1], "sde" or "sde-first"
 
 
+class VelocityField(Protocol):
+    """The average velocity from time t (B,) at x (B, ...) to the target time r (B,), of a network with its condition."""
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, /) -> Tensor: ...
+
+
 def sde_share(t: Tensor, t_next: Tensor) -> Tensor:
     """The share of fresh noise that makes a step from t to t_next one of the reverse SDE: 2 t (t - t_next) / t_next^2."""
     return ((root(t - t_next) * root(2 * t) / t_next) ** 2).clamp(0, 1)  # in the dtype of t, as the released code does
@@ -34,7 +43,7 @@ def root(x: Tensor | float) -> Tensor | float:
     return x.double().sqrt().to(x.dtype) if isinstance(x, Tensor) else x**0.5
 
 
-def check(times: Tensor, style: str, order: int, stochasticity: Stochasticity, extrapolation: float) -> None:
+def check_sampling(times: Tensor, style: str, order: int, stochasticity: Stochasticity, extrapolation: float) -> None:
     """Raises ValueError, naming the value and what was expected, for settings that have no meaning."""
     if style not in TARGETS:
         raise ValueError(f"style is {style!r}; expected one of {', '.join(STYLES)}")
@@ -49,15 +58,16 @@ def check(times: Tensor, style: str, order: int, stochasticity: Stochasticity, e
             raise ValueError(f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'")
     elif not 0 <= stochasticity <= 1:
         raise ValueError(f"stochasticity is {stochasticity}; expected a share between 0 and 1, 'sde' or 'sde-first'")
-    if extrapolation < 0:
-        raise ValueError(f"extrapolation is {extrapolation}; expected 0 or more")
-    if times.ndim != 1 or len(times) < 2 or (times.diff() >= 0).any() or times[-1] < 0:
+    if not 0 <= extrapolation < math.inf:
+        raise ValueError(f"extrapolation is {extrapolation}; expected 0 or more, finite")
+    fall = times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all() and times[-1] >= 0)  # false for NaN
+    if not (fall and times[0].isfinite()):
         raise ValueError(f"times are {times.tolist()}; expected two or more, decreasing, none below 0")
 
 
 @torch.no_grad()
 def sample(
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    velocity: VelocityField,
     x: Tensor,
     times: Tensor,
     *,
@@ -68,28 +78,29 @@ def sample(
     noise_like: Callable[[Tensor], Tensor] = torch.randn_like,
     callback: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Carry noise x (B, ...) from times[0] down to times[-1]; returns x there, in the dtype of x.
+    """Integrate noise x (B, ...) from times[0] down to times[-1]; returns x there, in the dtype of x.
 
-    velocity(x, t, r) hears t and r as (B,) in the dtype of x.  The state is kept in float64 between the steps (in float32
-    on a device that has no more).
+    velocity(x, t, r) gets t and r as (B,) in the dtype of x.  Between the steps x is kept in float64 (in float32 on a
+    device without float64).
     stochasticity is the share of the noise that is drawn afresh by noise_like(x), once a step: a constant, "sde"
     (recomputed every step) or "sde-first" (the released code's: computed at the first step, then kept).
-    extrapolation pushes both estimates on past those of the step before, from the third step on; a step that arrives
-    at 0 ends on the model's own estimate of the data, as in the released code.
-    order 2 corrects every step but the last with the noise estimated at its end, at the price of a second call.
-    callback(i, t, x, data) is told of every step, with the model's estimate of the data.
-    Raises ValueError as check does.  x is not changed.
+    extrapolation moves both estimates away from those of the step before, from the third step on; a step that ends at
+    t = 0 returns the network's own estimate of the data, as in the released code.
+    order 2 corrects every step but the last with the noise estimated at its end, at the price of a second evaluation.
+    callback(i, t, x, data) is called at every step, with the network's estimate of the data.
+    Raises ValueError as check_sampling does.  x is not changed.
     """
-    check(times, style, order, stochasticity, extrapolation)
-    target = TARGETS[style]
+    check_sampling(times, style, order, stochasticity, extrapolation)
+    target_time = TARGETS[style]
     dtype, x, times = x.dtype, path.widest(x), times.cpu()  # times stay on the host: no step waits for the device
-    heard = times.to(dtype).to(x.device)[:, None].expand(-1, len(x))
+    t_network = times.to(dtype).to(x.device)[:, None].expand(-1, len(x))
     before = share = None
     for i, (t, t_next) in enumerate(pairwise(times)):
-        data, noise = now = estimate(velocity, x.to(dtype), heard[i], target(heard[i], heard[i + 1]))
+        r = target_time(t_network[i], t_network[i + 1])
+        data, noise = now = estimate(velocity, x.to(dtype), t_network[i], r)
         if callback:
             callback(i, t, x, data)
-        if extrapolation and i > 1 and t_next > 0:
+        if extrapolation and before and i > 1 and t_next > 0:
             data, noise = (a + extrapolation * (a - b) for a, b in zip(now, before, strict=True))
         before = now
         mixed = noise
@@ -99,13 +110,13 @@ def sample(
             mixed = root(1 - share) * noise + root(share) * noise_like(x).to(x)
         x_next = (1 - t_next) * data + t_next * mixed
         if order == 2 and i < len(times) - 2:
-            _, noise_next = estimate(velocity, x_next.to(dtype), heard[i + 1], heard[i + 1])
+            _, noise_next = estimate(velocity, x_next.to(dtype), t_network[i + 1], t_network[i + 1])
             x_next = step_from(x, t, t_next, 0.5 * (noise + noise_next))
         x = x_next
     return x.to(dtype)
 
 
-def estimate(velocity, x: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+def estimate(velocity: VelocityField, x: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """The data and noise behind x (B, ...) at t (B,), computed in x's dtype as the released code does, then widened."""
     data, noise = path.endpoints(x, velocity(x, t, r), t)
     return path.widest(data), path.widest(noise)

@@ -32,7 +32,7 @@ def curved(x, t, r):
     return torch.tanh(x) * path.like(t + 0.5 * r, x)
 
 
-def heard(style, **options):
+def asked(style, **options):
     calls = []
     sample(lambda x, t, r: calls.append((t, r)) or x, noise(), times(4, 0.001, 0.5), style=style, **options)
     return [torch.stack(c)[:, 0].tolist() for c in zip(*calls, strict=True)]
@@ -40,14 +40,14 @@ def heard(style, **options):
 
 def test_each_style_asks_for_its_target_time():
     ts = times(4, 0.001, 0.5).tolist()
-    assert heard("few") == [ts[:-1], [0, 0, 0, 0]]
-    assert heard("any") == [ts[:-1], ts[1:]]
-    assert heard("multi") == [ts[:-1], ts[:-1]]
+    assert asked("few") == [ts[:-1], [0, 0, 0, 0]]
+    assert asked("any") == [ts[:-1], ts[1:]]
+    assert asked("multi") == [ts[:-1], ts[:-1]]
 
 
 def test_order_two_asks_once_more_at_the_end_of_every_step_but_the_last():
     a, b, c, d, _ = times(4, 0.001, 0.5).tolist()
-    assert heard("few", order=2) == [[a, b, b, c, c, d, d], [0, b, 0, c, 0, d, 0]]
+    assert asked("few", order=2) == [[a, b, b, c, c, d, d], [0, b, 0, c, 0, d, 0]]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -88,11 +88,11 @@ def test_x_is_left_alone_and_its_dtype_kept(dtype):
     assert torch.equal(x, kept) and out.dtype == dtype and not torch.equal(out, x)
 
 
-def test_the_callback_is_told_of_every_step():
-    told, ts = [], times(4, 0.001, 0.5)
-    out = sample(curved, noise(), ts, callback=lambda *step: told.append(step))
-    assert [(i, t.item()) for i, t, _, _ in told] == list(enumerate(ts[:-1].tolist()))
-    assert torch.equal(told[0][2], noise()) and torch.equal(told[-1][3], out)
+def test_the_callback_is_called_at_every_step():
+    steps, ts = [], times(4, 0.001, 0.5)
+    out = sample(curved, noise(), ts, callback=lambda *step: steps.append(step))
+    assert [(i, t.item()) for i, t, _, _ in steps] == list(enumerate(ts[:-1].tolist()))
+    assert torch.equal(steps[0][2], noise()) and torch.equal(steps[-1][3], out)
 
 
 def test_equal_noise_gives_equal_samples_and_is_drawn_once_a_step():
@@ -149,10 +149,14 @@ def test_extrapolation_starts_with_the_third_step_and_spares_the_last():
         (dict(order=2), [1.0, 0.5, 0], "order 2 .* starts at t = 1.0; use a start gap above 0"),
         (dict(stochasticity=1.5), [0.9, 0], "stochasticity is 1.5; expected a share"),
         (dict(stochasticity="ode"), [0.9, 0], "stochasticity is 'ode'; expected a share"),
+        (dict(stochasticity=float("nan")), [0.9, 0], "stochasticity is nan; expected a share"),
         (dict(extrapolation=-1), [0.9, 0], "extrapolation is -1; expected 0 or more"),
+        (dict(extrapolation=float("nan")), [0.9, 0], "extrapolation is nan; expected 0 or more"),
         ({}, [0.9], "expected two or more, decreasing, none below 0"),
         ({}, [0.5, 0.9, 0], "expected two or more, decreasing, none below 0"),
         ({}, [0.5, -0.1], "expected two or more, decreasing, none below 0"),
+        ({}, [float("inf"), 0.5, 0], "expected two or more, decreasing, none below 0"),
+        ({}, [0.9, float("nan"), 0], "expected two or more, decreasing, none below 0"),
     ],
 )
 def test_impossible_settings_are_named(options, ts, message):
@@ -169,12 +173,12 @@ def test_a_device_without_float64(monkeypatch):
     """As on Apple's: nothing is widened, and the samples are those of the others to float32's precision."""
     options = dict(style="few", stochasticity=0.5, extrapolation=0.5)
     dtypes = []
-    telling = lambda x, t, r: dtypes.append((x.dtype, t.dtype)) or curved(x, t, r)
-    wide = sample(telling, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0), **options)
+    recording = lambda x, t, r: dtypes.append((x.dtype, t.dtype)) or curved(x, t, r)
+    wide = sample(recording, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0), **options)
     monkeypatch.setattr(path, "SINGLE", ("cpu",))
     monkeypatch.setattr(torch.Tensor, "double", None)
     single = sample(
-        telling, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0),
+        recording, noise(torch.float32), times(6, 0.001, 0.5), noise_like=fresh(0),
         callback=lambda i, t, x, data: dtypes.append((x.dtype, data.dtype)), **options,
     )  # fmt: skip
     assert set(dtypes) == {(torch.float32, torch.float32)}

@@ -44,6 +44,8 @@ def test_the_warp_maps_the_unit_interval_onto_itself():
         ((4, -0.1, 0.5), "gaps are start -0.1, end 0.5"),
         ((4, 0.5, 0.6), "gaps are start 0.5, end 0.6"),
         ((4, 0.001, 1.5), "gaps are start 0.001, end 1.5"),
+        ((4, 0.001, float("nan")), "gaps are start 0.001, end nan"),
+        ((4, 0.001, 0.5, (1, float("inf"), 1)), "expected three positive"),
         ((4, 0.001, 0.5, (1, 0, 1)), r"warp is \(1, 0, 1\); expected three positive"),
         ((4, 0.001, 0.5, (1, 1)), "expected three positive"),
     ],
