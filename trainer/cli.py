@@ -1,137 +1,194 @@
-"""The command line of trainer.lora and trainer.full: every setting of Config as an option."""
+"""The command line of trainer.lora and trainer.full: every setting as an option, the most used ones first in --help."""
 
-import argparse
+import difflib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import torch
+import click
 import yaml
 
+from twinflow.backbones import models
 from twinflow.weights import WeightsError
 
-from . import Stopped, TrainerError
-from .backbones import BACKBONES, backbone
-from .config import Config, resolve
+from . import Stopped, TrainerError, hints
+from .config import OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
-LORA_ONLY = ("time", "rank", "alpha", "rslora", "dropout", "targets", "base_time", "quantize", "block_swap")
+DOES = {"lora": "a LoRA", "full": "all weights"}
+TOP = "most used"
+EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
+    "config": dict(metavar="FILE", help="settings from a YAML or JSON file, under these options' names; or one of ours: "),
+    "plan": dict(metavar="CARDS", type=int, is_flag=False, flag_value=1, help=(
+        "print the memory that the run takes, on one card or on so many with FSDP, and exit")),
+    "dry_run": dict(is_flag=True, help="print the resolved settings and exit"),
+}  # fmt: skip
+FIRST = ("model", "data", "config", "name")  # of the most used ones
 
 
-def main(mode: str, argv: list[str] | None = None) -> int:
+def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 diverged or out of memory, 2 bad input, 130 interrupted (and saved)."""
     argv = sys.argv[1:] if argv is None else argv
-    given = vars(parser(mode, asked_model(argv), {"-h", "--help"} & set(argv)).parse_args(argv))
-    dry_run, cards, file = given.pop("dry_run", False), given.pop("plan", None), given.pop("config", None)
     try:
-        config = resolve(mode, (read_file(file, mode) if file else {}) | given)
+        given = parse(mode, argv)
+        if given is None:  # --help
+            return 0
+        dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
+        settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
-            print(config.model_dump_json(indent=2))
+            print(yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True), end="")
         elif cards is not None:
-            from .plan import sizes
-            from .plan import table as plan
+            from .plan import table
 
-            print(plan.table(config.model, sizes.size(config.model), plan.setup_of(config, cards)))
+            print(table.plan_text(settings, cards))
         else:
             from .runs.run import run  # only now: diffusers and peft take seconds to import
 
-            run(config)
+            run(settings)
     except (TrainerError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "code", 2)
-    except torch.cuda.OutOfMemoryError as error:
-        print(
-            f"error: out of memory ({str(error).splitlines()[0]})\n--plan says what needs how much, and flags that fit.",
-            file=sys.stderr,
-        )
-        return 1
     except Stopped as stopped:
         print(f"{stopped}\nTo go on, run the same command again.", file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            f"error: out of memory ({str(error).splitlines()[0]})\n--plan lists the memory by item, and options that fit.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
+def parse(mode: Literal["lora", "full"], argv: list[str]) -> dict[str, Any] | None:
+    """What was given, by option name; None where --help was asked for, and printed.  Raises TrainerError."""
+    wants_help = bool({"-h", "--help"} & set(argv))
+    command = Command(mode, asked_model(argv) if wants_help else "")
+    try:
+        context = command.make_context(f"python -m trainer.{mode}", list(argv))
+    except click.exceptions.Exit:
+        return None
+    except click.NoSuchOption as error:
+        raise TrainerError(hints.option(error.option_name, following(error.option_name, argv), named(), flag=True)) from None
+    except click.UsageError as error:
+        raise TrainerError(explain(error)) from None
+    return {name: value for name, value in context.params.items() if value is not None}
+
+
+def named() -> tuple[str, ...]:
+    return (*OPTIONS, *EXTRA)
+
+
+def following(asked: str, argv: list[str]) -> str | None:
+    """The value that stands behind an option."""
+    for i, text in enumerate(argv):
+        name, equals, value = text.partition("=")
+        if name == asked:
+            return value if equals else next((v for v in argv[i + 1 : i + 2] if not v.startswith("--")), None)
+    return None
+
+
+def explain(error: click.UsageError) -> str:
+    """One line: option, value, what was expected."""
+    if isinstance(error, click.BadParameter) and error.param is not None:
+        choices = getattr(error.param.type, "choices", None)
+        name = flag(error.param.name or "")
+        return f"{name}: {error.message.rstrip('.')}" + (f" (see --help; one of {', '.join(choices)})" if choices else "")
+    text = error.format_message().rstrip(".")
+    return f"{text}; options begin with --, see --help" if "unexpected extra argument" in text else f"{text} (see --help)"
+
+
 def asked_model(argv: list[str]) -> str:
-    """The model whose recipe --help shows as the defaults."""
-    p = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    p.add_argument("--model")
-    p.add_argument("--config")
-    asked = p.parse_known_args(argv)[0]
-    named = CONFIGS / f"{asked.config}.yaml"
-    ours = yaml.safe_load(named.read_text())["model"] if named.exists() else Config.model_fields["model"].default
-    model = asked.model or ours
-    return model if model in BACKBONES else ""
+    """The model whose defaults --help shows."""
+    config = following("--config", argv)
+    own = CONFIGS / f"{config}.yaml"
+    listed = yaml.safe_load(own.read_text("utf-8"))["model"] if config and own.exists() else OPTIONS["model"].default
+    model = following("--model", argv) or listed
+    return model if model in models() else ""
 
 
-def parser(mode: str, model: str, help_wanted=True) -> argparse.ArgumentParser:
-    """Options for every setting; what is not given stays absent, so that it overrides nothing."""
-    p = argparse.ArgumentParser(
-        prog=f"python -m trainer.{mode}",
-        usage=f"python -m trainer.{mode} --model NAME [options]",
-        description=f"Distil a flow model to 1-4 steps with TwinFlow: {'a LoRA' if mode == 'lora' else 'all weights'}."
-        + (f" The values in brackets are those that apply to {model} when you give none." if model else ""),
-        epilog=f"Try it now, on any CPU: python -m trainer.{mode} --model digits",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    p.add_argument(
-        "--config", metavar="FILE", help="settings from a YAML or JSON file, under the names of these options; or one of ours: "
-        + ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml"))),
-    )  # fmt: skip
-    p.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
-    p.add_argument(
-        "--plan",
-        nargs="?",
-        const=1,
-        type=int,
-        metavar="CARDS",
-        help="print the memory it takes, on so many cards with FSDP, and exit",
-    )
-    shown = _Defaults(mode, model if help_wanted else "")
-    groups: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        if name == "mode" or (mode == "full" and name in LORA_ONLY):
-            continue
-        title = field.json_schema_extra["group"]
-        if title not in groups:
-            groups[title] = p.add_argument_group(title)
-        flag, help = "--" + name.replace("_", "-"), field.description.replace("%", "%%") + shown.of(name)
-        if {name, title} & shown.unread:
-            help = argparse.SUPPRESS
-        if field.annotation is bool:
-            groups[title].add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help)
-        elif get_origin(field.annotation) is Literal:
-            groups[title].add_argument(flag, dest=name, choices=get_args(field.annotation), help=help)
-        else:
-            groups[title].add_argument(flag, dest=name, metavar=name.upper(), help=help)
-    return p
+class Command(click.Command):
+    """One option a setting; what is not given stays absent, so that it overrides nothing."""
+
+    def __init__(self, mode: Literal["lora", "full"], model: str):
+        self.defaults = {**{n: o.default for n, o in OPTIONS.items()}, **(recipe(mode, model) if model else {})}
+        self.hidden = set(meaningless(mode, model)) if model else {n for n, o in OPTIONS.items() if mode == "full" and o.lora}
+        options = [self.option(name, setting) for name, setting in OPTIONS.items() if name != "mode"]
+        options += [click.Option([flag(name)], **extra) for name, extra in EXTRA.items()]
+        options += [click.Option([flag(old)], hidden=True, metavar=new) for old, new in RENAMED.items()]
+        super().__init__(
+            name=mode,
+            params=[*options],
+            help=f"Distil a flow model to 1 to 4 steps with TwinFlow: {DOES[mode]}."
+            + (f" The values in brackets apply to {model} where you give none." if model else ""),
+            epilog=f"Try it now, on any CPU: python -m trainer.{mode} --model digits",
+            context_settings=dict(help_option_names=["-h", "--help"], max_content_width=120),
+            options_metavar="--model NAME [options]",
+        )
+
+    def option(self, name: str, setting: Option) -> click.Option:
+        text = setting.help + shown(self.defaults[name])
+        if setting.kind is bool:
+            return click.Option([f"{flag(name)}/{flag('no_' + name)}"], default=None, help=text, hidden=name in self.hidden)
+        choices = get_args(setting.kind) if get_origin(setting.kind) is Literal else None
+        kind = click.Choice(choices) if choices else None
+        metavar = None if choices else setting.metavar or name.upper()
+        return click.Option([flag(name)], type=kind, metavar=metavar, help=text, hidden=name in self.hidden)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The most used options first, the others by section."""
+        ours = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        sections: dict[str, dict[str, tuple[str, str]]] = {TOP: {}}
+        for parameter in self.get_params(ctx):
+            record, name = parameter.get_help_record(ctx), parameter.name or ""
+            if record is None:
+                continue
+            if name == "config":
+                record = record[0], record[1] + ours
+            sections.setdefault(heading(name), {})[name] = record
+        top = sections[TOP]
+        sections[TOP] = {name: top[name] for name in (*FIRST, *top) if name in top}
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(list(records.values()))
 
 
-class _Defaults:
-    """The bracketed defaults; a backbone is asked for its own only where one is named, for it takes seconds to import."""
-
-    def __init__(self, mode: str, model: str):
-        self.recipe = backbone(model).recipe(mode) if model else {}
-        self.unread = set(backbone(model).unread) if model else set()
-
-    def of(self, name: str) -> str:
-        value = self.recipe.get(name, Config.model_fields[name].default)
-        if isinstance(value, dict):
-            text = ",".join(f"{k}={v:g}" for k, v in value.items())
-        elif isinstance(value, tuple):
-            text = ",".join(f"{v:g}" for v in value)
-        else:
-            text = "" if value in (None, "") else str(value)
-        return f" [{text}]".replace("%", "%%") if text else ""
+def heading(name: str) -> str:
+    if name in EXTRA or (name in OPTIONS and OPTIONS[name].top):
+        return TOP
+    section = OPTIONS[name].section if name in OPTIONS else ""
+    return (Settings.model_fields[section].description or section) if section else "other"
 
 
-def read_file(path: str, mode: str) -> dict:
+def recipe(mode: Literal["lora", "full"], model: str) -> Mapping[str, Any]:
+    """The defaults that apply to a model, by option name."""
+    return resolve(mode, {"model": model}, notify=lambda line: None).flat() | {"name": None}
+
+
+def shown(value: Any) -> str:
+    """A default, in brackets."""
+    if isinstance(value, dict):
+        text = ",".join(f"{k}={v:g}" for k, v in value.items())
+    elif isinstance(value, (tuple, list)):
+        text = ",".join(f"{v:g}" for v in value)
+    else:
+        text = "" if value in (None, "") else str(value)
+    return f" [{text}]" if text else ""
+
+
+def read_file(path: str, mode: str) -> dict[str, Any]:
     """Settings from a YAML (or JSON) file, or from one of ours by name.  Raises TrainerError."""
     own = CONFIGS / f"{path}.yaml"
     try:
-        values = yaml.safe_load((own if own.exists() and not Path(path).exists() else Path(path)).read_text())
+        values = yaml.safe_load((own if own.exists() and not Path(path).exists() else Path(path)).read_text("utf-8"))
     except OSError as error:
-        raise TrainerError(f"--config {path}: cannot be read ({error.strerror})") from None
+        names = [file.stem for file in CONFIGS.glob("*.yaml")]
+        near = difflib.get_close_matches(path, names, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; expected a YAML or JSON file, or one of {', '.join(sorted(names))}"
+        raise TrainerError(f"--config {path}: cannot be read ({error.strerror}){hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainerError(f"--config {path}: is not YAML or JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):

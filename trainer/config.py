@@ -15,12 +15,13 @@ from typing import Any, Literal, get_origin, get_type_hints
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from twinflow.backbones import all_backbones, models
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import ROLES, share_out
 
 from . import TrainerError, hints
-from .backbones import BACKBONES, backbone
+from .backbones import backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RENAMED = {"difference": "dt"}  # an older name -> the present one; read with a notice, for one version
@@ -31,8 +32,10 @@ BY_MODE: dict[str, dict[str, Any]] = {
 }
 
 
-def option(default: Any, help: str, *, name: str = "", metavar: str = "", top: bool = False, lora: bool = False, **limits) -> Any:
-    """A field.  name: on the command line, where not the field's.  top: of the most used.  lora: means nothing to trainer.full."""
+def option(
+    default: Any, help: str, *, name: str = "", metavar: str = "", top: bool = False, lora: bool = False, **limits
+) -> Any:
+    """A field.  name: on the command line, where not the field's.  top: of the most used.  lora: of trainer.lora only."""
     return Field(default, description=help, json_schema_extra=dict(name=name, metavar=metavar, top=top, lora=lora), **limits)
 
 
@@ -56,8 +59,8 @@ class Data(Section):
         "", "text encoder and VAE: a diffusers folder or a hub id (default: those of --source, or as published)", metavar="PATH"
     )
     data: str = option(
-        "", "training data: a folder of images with .txt captions, a .jsonl or a .parquet file, or with --image-free a .txt file "
-        "of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
+        "", "training data: a folder of images with .txt captions, a .jsonl or a .parquet file, or with --image-free a .txt "
+        "file of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
     )  # fmt: skip
     resolution: int = option(1024, "images are scaled and cut to about this many pixels squared", top=True, ge=32)
     aspect: float = option(2.0, "longest image shape to cut to, long side by short side; 1 allows squares only", ge=1)
@@ -65,7 +68,7 @@ class Data(Section):
     caption: str = option("", "caption for images that have none (default: they are skipped)")
     caption_dropout: float = option(0.0, "share of images trained under --guidance-prompt, not their caption", ge=0, le=1)
     guidance_prompt: str = option("", "negative prompt of the trained-in guidance (default: the model's empty prompt)")
-    cache: Path | None = option(None, "folder for the encoded images and captions, shared by runs (default: <out>/cache/<model>)")
+    cache: Path | None = option(None, "folder of encoded images and captions, shared by runs (default: <out>/cache/<model>)")
     encode_batch: int = option(4, "images or captions encoded at a time, before training", ge=1)
 
 
@@ -118,7 +121,9 @@ class Memory(Section):
 
 class Adapter(Section):
     time: Literal["two", "fold"] = option(
-        "two", "how t and r reach the model: a second time embedder (t, r), or one folded time t - r/2 (a classic LoRA)", lora=True
+        "two",
+        "time conditioning: a second time embedder (t, r), or the one folded time t - r/2 (a classic LoRA)",
+        lora=True,
     )
     rank: int = option(32, "rank of the LoRA", top=True, lora=True, ge=1)
     alpha: float | None = option(None, "alpha of the LoRA, which is scaled by alpha / rank (default: --rank)", lora=True, gt=0)
@@ -195,7 +200,7 @@ class Logging(Section):
 class Settings(Section):
     """The resolved settings of one run.  A section's description is its heading in --help."""
 
-    model: str = option("digits", "model to train: " + ", ".join(BACKBONES), metavar="NAME", top=True)
+    model: str = option("digits", "model to train: " + ", ".join(models()), metavar="NAME", top=True)
     mode: Literal["lora", "full"] = option("lora", "what is trained; set by the entry point")
     run: Run = Field(Run(), description="run")
     data: Data = Field(Data(), description="model and data")
@@ -358,8 +363,8 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
         for name in BESIDE:
             if name not in given and (own := recipe.get(name, OPTIONS[name].default)) != OPTIONS[name].default:
                 notify(
-                    f"--preset {preset}: {flag(name)} stays {own} (recipe of {model}); the method's is {OPTIONS[name].default}: "
-                    f"set {flag(name)} to change it"
+                    f"--preset {preset}: {flag(name)} stays {own} (recipe of {model}); the method's is "
+                    f"{OPTIONS[name].default}: set {flag(name)} to change it"
                 )
     if "guidance" in given:
         values.pop("guidance_ratio", None)
@@ -368,8 +373,9 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
 
 def known_model(name: str) -> str:
     """The name, where it is a model's.  Raises TrainerError."""
-    if name not in BACKBONES:
-        raise TrainerError(hints.model(str(name), dict.fromkeys(BACKBONES, "")))
+    hub = {own: repository for known in all_backbones().values() for own, repository in known.models.items()}
+    if name not in hub:
+        raise TrainerError(hints.model(str(name), hub))
     return name
 
 
