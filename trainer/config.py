@@ -292,8 +292,8 @@ class Option:
 
     def parse(self, value: Any) -> Any:
         """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"."""
-        origin = get_origin(self.kind) or type(None)
-        if not isinstance(value, str) or not issubclass(origin, (Mapping, tuple)):
+        origin = get_origin(self.kind)
+        if not (isinstance(value, str) and isinstance(origin, type) and issubclass(origin, (Mapping, tuple))):
             return value
         items = [item for item in value.replace(" ", "").split(",") if item]
         return tuple(items) if origin is tuple else dict(item.split("=", 1) if "=" in item else (item, 1) for item in items)

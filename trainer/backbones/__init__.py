@@ -1,97 +1,121 @@
-"""What any model must supply to be trained, and the table of those that do.  A new backbone is one file and one row."""
+"""What any model must supply to be trained, and how one is found by its name.
+
+The names stand in twinflow/backbones; the file of the same name here has BACKBONES, by the names on the command line.
+"""
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from twinflow.objective import Condition, Velocity
+from twinflow import backbones as known
+from twinflow.objective import Condition
 from twinflow.presets import Sampling
 from twinflow.prompts import Prompt
-from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
-
-BACKBONES: dict[str, str] = {  # name on the command line -> module here, and what is taken from it
-    "digits": "digits.BACKBONE",
-    "qwen-image": "qwen_image.BACKBONE",
-    "qwen-image-edit": "qwen_image_edit.BACKBONE",
-    "z-image": "z_image.BACKBONE",
-    "z-image-turbo": "z_image.TURBO",
-    "sd3.5": "sd3.BACKBONE",
-    "sd3.5-large": "sd3.LARGE",
-    "sana": "sana.BACKBONE",
-    "sana-0.6b": "sana.SMALL",
-    "openuni": "openuni.BACKBONE",
-}
+from .images import ImageCodec
+from .sizes import Size
 
 
-class Prepared(Protocol):
-    """model: the plain network.  data and, or None, validation: a loop.Data.  The rest is the backbone's own."""
+class TextEncoder(Protocol):
+    """Encodes prompts; drop it to free its memory."""
 
-    model: nn.Module
-    data: Any
-    validation: Any
+    def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None, /) -> list[Prompt]:
+        """Embeddings without padding, on the CPU; "" is the unconditional prompt.  references: for an edit model, the images
+        (3, H, W) in [-1, 1] that belong to each prompt."""
+        ...
 
 
 class Backbone(Protocol):
-    """One model family.  Everything that differs between families stands behind these; the loop knows no names."""
+    """One model.  Everything that differs between models stands behind these; it knows nothing of runs.
 
+    core: what is known without weights or code.  name: on the command line.  prefix: of a LoRA's names in a file.
+    sampling: recommended settings, best first.  pixels: sides of images are multiples of this.  factor: pixels that one
+    latent is wide.  chunk: rows that may be sampled at once.  edits: whether prompts come with images.  unread: sections or
+    names of settings that mean nothing to it.  text_parts: folders of a source with the text encoders.  size: of the
+    published model, for the plan.
+    """
+
+    core: known.Backbone
     name: str
-    base_model: str  # what the metadata of a file names as its origin
-    prefix: str  # of a LoRA's names in a file
-    sampling: tuple[Sampling, ...]  # recommended settings, best first
-    second_embedder: SecondEmbedder
-    chunk: int  # rows that may be sampled at once
-    unread: tuple[str, ...]  # groups of settings (see trainer.config) that mean nothing to this model
+    prefix: str
+    sampling: tuple[Sampling, ...]
+    pixels: int
+    factor: int
+    chunk: int
+    edits: bool
+    unread: tuple[str, ...]
+    text_parts: tuple[str, ...]
+    size: Size
 
-    def recipe(self, mode: str) -> dict:
-        """The settings (names of trainer.config.Config) that work for this backbone in "lora" or "full" mode."""
+    def recipe(self, mode: str) -> dict[str, Any]:
+        """Settings (by option name) for "lora" or "full" that differ from the defaults in trainer.config."""
+        ...
 
-    def prepare(self, config, folder: Path, accelerator, log) -> Prepared:
-        """All that training needs, made or read from where an earlier run left it; encoders are gone when it returns."""
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
+        """The plain model, frozen, from a source; "" is the published one.  Raises TrainerError."""
+        ...
 
-    def preview(self, network: Velocity, prepared: Prepared, device) -> dict[str, list[Tensor]]:
-        """Columns of a grid by title: pictures (across, C, H, W) in [0, 1], one tensor a row, always from the same noise."""
+    def velocity(self, model: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """v (B, C, H, W) at x and the one time t (B,): 1 is noise, a negative time is on the fake trajectory."""
+        ...
 
-    def evaluate(self, config, folder: Path, weights: Path) -> dict:
-        """What is measured of the finished file, for metrics.json."""
+    def text_encoder(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> TextEncoder: ...
 
-    def plain(self, config, folder: Path) -> nn.Module:
-        """The model that a finished run started from."""
+    def image_codec(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> ImageCodec: ...
 
-    def conditions(self, config, folder: Path, texts: list[str], references: list[Path], device) -> dict[str, Condition]:
-        """By prompt, each for one row, for a finished run; no texts: those of the run.  references: pictures to edit."""
+    def text_files(self, source: str) -> list[Path]:
+        """The files that decide what the text encoders give."""
+        ...
 
-    def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Of the latents (C, h, w) of a picture of this size (height, width)."""
-
-    def pictures(self, config, latents: list[Tensor], device) -> list[Tensor]:
-        """Pictures (B, C, H, W) in [0, 1] of latents (B, C, h, w), each of any size."""
-
-    def velocity(self, model: nn.Module, x: Tensor, t: Tensor, r: Tensor, cond: Condition, *, time: str) -> Tensor:
-        """v(x_t, t, r): x (B, C, H, W), t and r (B,) with t = 1 noise; time "two" (stacked) or "fold" (t - r / 2)."""
+    def image_files(self, source: str) -> list[Path]:
+        """The files that decide what the image encoder gives."""
+        ...
 
     def collate(self, prompts: list[Prompt]) -> Condition:
         """The condition of a batch: tensors with the batch first, padded to the longest prompt."""
+        ...
+
+    def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Of the latents (C, h, w) of an image of this size (height, width)."""
+        ...
 
     def idle(self, model: nn.Module) -> list[str]:
-        """Full names of modules whose output nothing hears: they are neither trained nor given a LoRA."""
+        """Full names of modules whose output nothing uses: they are neither trained nor given a LoRA."""
+        ...
 
     def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
-        """Full names of the modules that get a LoRA, for a preset of this backbone or a comma-separated list."""
+        """Full names of the layers that get a LoRA, for a preset of this backbone or a comma-separated list."""
+        ...
 
     def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """diffusers names to those of the file that ComfyUI's stock loader takes whole."""
+        """diffusers' names to those of the file that ComfyUI's stock loader takes whole."""
+        ...
 
     def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of to_file."""
+        ...
+
+    def skeleton(self) -> nn.Module:
+        """The published model without weights, on the device and in the dtype that are the default here."""
+        ...
+
+    def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Arguments of the model's forward for one square image, for the plan."""
+        ...
+
+
+def trainable() -> list[str]:
+    """Names on the command line."""
+    return [name for name, file in known.models().items() if find_spec(f".{file}", __package__)]
 
 
 def backbone(name: str) -> Backbone:
     """The backbone of this name.  Raises TrainerError."""
-    if name not in BACKBONES:
-        raise TrainerError(f"--model {name!r} is unknown; expected one of {', '.join(BACKBONES)}")
-    module, attribute = BACKBONES[name].split(".")
-    return getattr(import_module(f".{module}", __package__), attribute)
+    if name not in trainable():
+        raise TrainerError(f"--model {name!r} is unknown; expected one of {', '.join(trainable())}")
+    return import_module(f".{known.models()[name]}", __package__).BACKBONES[name]

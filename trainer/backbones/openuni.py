@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2TokenizerFast, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from twinflow.backbones import openuni as known
+from twinflow.layouts import blocks
 from twinflow.prompts import Prompt
 from twinflow.weights import load, read_header
 
 from .. import TrainerError
-from ..weights.trainee import check_fits
 from . import sources
-from .family import TextEncoder, blocks, load_part
+from .diffusers_model import PipelineEncoder, load_part
 from .images import ImageCodec
 from .sana import Sana
+from .sizes import Size
 
 PUBLISHED = {  # part: repository, and what of it is needed
     "transformer": ("Efficient-Large-Model/Sana_1600M_512px_diffusers", ("transformer",)),
@@ -51,7 +54,7 @@ class Reader(nn.Module):
     The connector is SigLIP's encoder: layers with the norm first, no mask, no norm at the end.
     """
 
-    def __init__(self, settings: Mapping, shapes: Mapping[str, tuple[int, ...]], tokenizer):
+    def __init__(self, settings: Mapping, shapes: Mapping[str, tuple[int, ...]], tokenizer: Any):
         super().__init__()
         self.tokenizer = tokenizer
         self.text_encoder = Qwen2Model(Qwen2Config(**dict(settings) | dict(attn_implementation="sdpa")))
@@ -77,13 +80,14 @@ class Reader(nn.Module):
 
 
 class OpenUni(Sana):
-    name = base_model = "openuni"
+    core = known.BACKBONE
     text_parts = ("internvl",)
-    repository = "wusize/openuni/openuni_l_internvl3_2b_sana_1_6b_512_hf_blip3o60k.pth"
+    # the text encoders are the language model and, in fp32, the connector
+    sizes = {"openuni": Size(dict(), channels=32, text=3.7)}
 
-    def recipe(self, mode: str) -> dict:
+    def recipe(self, mode: str) -> dict[str, Any]:
         """With the guidance of the released configuration (a ratio of .8), at the size of the published model."""
-        return super().recipe(mode) | dict(guidance=5.0, resolution=512)
+        return dict(guidance=5.0, resolution=512)
 
     def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
         file = checkpoint(source)
@@ -106,18 +110,18 @@ class OpenUni(Sana):
         root = sources.fetch(repository, wanted)
         return root / name if wanted == (name,) else root
 
-    def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
+    def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The language model in dtype and the connector in float32, of a source or as published.  Raises TrainerError."""
         folder = self.part(source, "internvl")
         file = lambda: checkpoint(source) or checkpoint(self.repository)
         reader = load_part(lambda: read_reader(folder, file, dtype), folder.parent, (folder.name,))
-        return TextEncoder(reader.to(device), self.encode_prompt)
+        return PipelineEncoder(reader.to(device), self.encode_prompt)
 
-    def encode_prompt(self, reader: Reader, text: str) -> Prompt:
+    def encode_prompt(self, pipeline: Reader, text: str) -> Prompt:
         """The learnt queries' states: as many tokens for every prompt."""
         request = f"Generate an image: {text.strip()}" if text.strip() else "Generate an image."
-        tokens = reader.tokenizer(TURN.format(request), return_tensors="pt").input_ids
-        return Prompt(text, reader(tokens.to(reader.meta_queries.device))[0])
+        tokens = pipeline.tokenizer(TURN.format(request), return_tensors="pt").input_ids
+        return Prompt(text, pipeline(tokens.to(pipeline.meta_queries.device))[0])
 
     def text_files(self, source: str) -> list[Path]:
         folder, file = self.part(source, "internvl"), checkpoint(source) or checkpoint(self.repository)
@@ -126,7 +130,7 @@ class OpenUni(Sana):
     def image_files(self, source: str) -> list[Path]:
         return list(self.part(source, "vae").glob("*"))
 
-    def image_codec(self, source: str = "", *, dtype=torch.float32, device="cpu") -> ImageCodec:
+    def image_codec(self, source: str = "", *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ImageCodec:
         folder = self.part(source, "vae")
         load_vae = lambda: AutoencoderDC.from_pretrained(folder, torch_dtype=dtype)
         return ImageCodec(load_part(load_vae, folder.parent, (folder.name,)).to(device))
@@ -178,13 +182,13 @@ def read_reader(folder: Path, find: Callable[[], Path], dtype: torch.dtype) -> R
         reader = Reader(config.get("llm_config") or config["text_config"], {n: t.shape for n, t in tensors.items()}, tokenizer)
     tensors |= {f"text_encoder.{name}": sources.cast(t, dtype) for name, t in language.items()}
     tensors = {name: tensors[name] for name in reader.state_dict() if name in tensors}
-    check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, reader, f"{file} with {folder}")
+    sources.check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, reader, f"{file} with {folder}")
     reader.load_state_dict(tensors, assign=True)
     return reader.eval().requires_grad_(False)
 
 
 def read_language(folder: Path) -> dict[str, Tensor]:
-    """The language model of an InternVL under Qwen2Model's names; the part that sees pictures is not read."""
+    """The language model of an InternVL under Qwen2Model's names; the part for images is not read."""
     tensors: dict[str, Tensor] = {}
     for file in sources.weight_files(folder):
         names = {name: match[1] for name in read_header(file).tensors if (match := LANGUAGE.fullmatch(name))}
@@ -192,4 +196,4 @@ def read_language(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-BACKBONE = OpenUni()
+BACKBONES = {name: OpenUni(name) for name in known.BACKBONE.models}

@@ -1,11 +1,13 @@
-"""Qwen-Image-Edit Plus, 2509 and 2511: Qwen-Image that sees one or more reference pictures.
+"""Qwen-Image-Edit Plus, 2509 and 2511: Qwen-Image that sees one or more reference images.
 
-Their latents are further patches beside those of x, each picture with positions of its own: cond is (embeds, mask) and
-the latents of each reference.  The text encoder sees them, too.  2511 modulates reference patches as at time 0.
+Their latents are further patches beside those of x, each image with positions of its own: cond is (embeds, mask) and
+the latents of each reference.  The text encoder sees them, too.  2511 modulates their patches as at time 0.
 """
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus as plus
 import torch
@@ -13,20 +15,22 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature, Qwen2VLImageProcessor
 
+from twinflow.backbones import qwen_image_edit as known
 from twinflow.prompts import Prompt
 
-from .family import TextEncoder, load_part
+from .diffusers_model import PipelineEncoder, load_part
 from .qwen_image import QwenImage
+from .sizes import Size
 
 TIME_ZERO = "__index_timestep_zero__"  # how ComfyUI tells 2511: an empty tensor of this name in the file
 
 
 class QwenImageEdit(QwenImage):
-    name = base_model = "qwen-image-edit"
-    repository = "Qwen/Qwen-Image-Edit-2511"
+    core = known.BACKBONE
     pipeline_class = "QwenImageEditPlusPipeline"
     edits = True
     flags, markers = ("zero_cond_t",), (TIME_ZERO,)
+    sizes = {"qwen-image-edit": Size(dict(), channels=16, text=15.4, references=1)}
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         model = super().load(source, dtype=dtype)
@@ -37,53 +41,53 @@ class QwenImageEdit(QwenImage):
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         return super().architecture(shapes) | ({"zero_cond_t": True} if TIME_ZERO in shapes else {})
 
-    def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
+    def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         root = self.parts_of(source, (*self.text_parts, "processor"))
         encoder = super().text_encoder(str(root), dtype=dtype, device=device)
         pipeline = encoder.pipeline
-        pictures = load_part(lambda: Qwen2VLImageProcessor.from_pretrained(root / "processor"), root, ("processor",))
-        pipeline.processor = Processor(pictures, pipeline.tokenizer)
-        pipeline.text_encoder.register_forward_pre_hook(tell_pictures, with_kwargs=True)
+        images = load_part(lambda: Qwen2VLImageProcessor.from_pretrained(root / "processor"), root, ("processor",))
+        pipeline.processor = Processor(images, pipeline.tokenizer)
+        pipeline.text_encoder.register_forward_pre_hook(tell_images, with_kwargs=True)
         return encoder
 
     def text_files(self, source: str) -> list[Path]:
         root = self.parts_of(source, (*self.text_parts, "processor"))
         return super().text_files(str(root)) + list((root / "processor").glob("*"))
 
-    def encode_prompt(self, pipeline, text: str, references: list[Tensor] = ()) -> Prompt:
-        """references: pictures (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""
-        seen = [at_condition_size(pipeline, picture) for picture in references]
+    def encode_prompt(self, pipeline: Any, text: str, references: Sequence[Tensor] = ()) -> Prompt:
+        """references: images (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""
+        seen = [at_condition_size(pipeline, image) for image in references]
         embeds, _ = pipeline.encode_prompt(text, image=seen or None, device=pipeline.device)
         return Prompt(text, embeds[0])
 
 
-def at_condition_size(pipeline, picture: Tensor) -> Image.Image:
-    image = Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
-    width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, image.width / image.height)
-    return pipeline.image_processor.resize(image, height, width)
+def at_condition_size(pipeline: Any, image: Tensor) -> Image.Image:
+    shown = Image.fromarray(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy())
+    width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, shown.width / shown.height)
+    return pipeline.image_processor.resize(shown, height, width)
 
 
 class Processor:
     """Pictures and text for the encoder.  transformers' own does the same, but wants torchvision for videos."""
 
-    def __init__(self, pictures: Qwen2VLImageProcessor, tokenizer):
-        self.pictures, self.tokenizer = pictures, tokenizer
+    def __init__(self, images: Qwen2VLImageProcessor, tokenizer):
+        self.images, self.tokenizer = images, tokenizer
 
     def __call__(self, text: list[str], images: list[Image.Image] | None, **options) -> BatchFeature:
-        """Each <|image_pad|> becomes as many as its picture has tokens."""
+        """Each <|image_pad|> becomes as many as its image has tokens."""
         none = dict(pixel_values=None, image_grid_thw=None)  # diffusers 0.36 asks for both
-        seen = dict(self.pictures(images=images, return_tensors="pt")) if images else none
-        counts = iter((seen["image_grid_thw"].prod(1) // self.pictures.merge_size**2).tolist() if images else ())
+        seen = dict(self.images(images=images, return_tensors="pt")) if images else none
+        counts = iter((seen["image_grid_thw"].prod(1) // self.images.merge_size**2).tolist() if images else ())
         fill = lambda parts: parts[0] + "".join("<|image_pad|>" * next(counts) + part for part in parts[1:])
         text = [fill(line.split("<|image_pad|>")) for line in text]
         return BatchFeature(dict(self.tokenizer(text, **options)) | seen)
 
 
-def tell_pictures(encoder, args, kwargs):
-    """transformers 5 gives pictures their two-dimensional positions only if told where they are; the pipeline does not."""
+def tell_images(encoder: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """transformers 5 gives images their two-dimensional positions only if told where they are; the pipeline does not."""
     if "mm_token_type_ids" in inspect.signature(encoder.forward).parameters:
         kwargs["mm_token_type_ids"] = (kwargs["input_ids"] == encoder.config.image_token_id).int()
     return args, kwargs
 
 
-BACKBONE = QwenImageEdit()
+BACKBONES = {name: QwenImageEdit(name) for name in known.BACKBONE.models}

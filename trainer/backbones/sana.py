@@ -1,68 +1,71 @@
 """SANA: the velocity of diffusers' own SanaTransformer2DModel, unmodified.
 
-It hears the noise time times 1000.  cond is (embeds (B, L, D), mask (B, L) bool).
+Its time is the noise's, times 1000.  cond is (embeds (B, L, D), mask (B, L) bool).
 """
 
 import inspect
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from twinflow.backbones import sana as known
+from twinflow.objective import Condition
 from twinflow.prompts import Prompt
-from twinflow.time_embedding import SECOND_EMBEDDERS, fold, stack
 
-from .family import Family, blocks
+from .diffusers_model import DiffusersBackbone
+from .sizes import Size
 
-HEADS = {1152: (36, 32, 16, 72), 2240: (70, 32, 20, 112)}  # of 0.6B and 1.6B by width: heads and their widths, self and cross
-
-
-def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two") -> Tensor:
-    """v (B, C, H, W) from t to r, both (B,), in the model's dtype.
-
-    time: "two" needs the second embedder installed; "fold" gives t - r / 2 to any SANA, as a classic LoRA wants.
-    """
-    embeds, mask = cond
-    core = getattr(model, "module", model)  # what a distributed wrapper holds
-    dtype = core.scale_shift_table.dtype  # never quantised, never under a LoRA
-    times = stack(t, r) if time == "two" else fold(t, r)
-    return model(
-        hidden_states=x.to(dtype),
-        timestep=times * 1000,
-        encoder_hidden_states=embeds.to(dtype),
-        encoder_attention_mask=mask.to(dtype),
-        return_dict=False,
-    )[0]
+SMALL = dict(
+    num_attention_heads=36,
+    num_layers=28,
+    num_cross_attention_heads=16,
+    cross_attention_head_dim=72,
+    cross_attention_dim=1152,
+)
 
 
-class Sana(Family):
-    name = base_model = "sana"
-    repository = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+class Sana(DiffusersBackbone):
+    core = known.BACKBONE
     pixels = factor = 32
     prefix = "transformer."  # diffusers': ComfyUI has no SANA
-    second_embedder = SECOND_EMBEDDERS["sana"]
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
-    velocity = staticmethod(velocity)
+    sizes = {"sana": Size(dict(), channels=32, text=4.9), "sana-0.6b": Size(SMALL, channels=32, text=4.9)}
 
-    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
-        """Of the two published widths; how another is shared among heads is in no tensor."""
-        width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-        heads, head, cross_heads, cross_head = HEADS[width]
+    def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        embeds, mask = cond
+        dtype = model.scale_shift_table.dtype  # never quantised, never under a LoRA
+        return model(
+            hidden_states=x.to(dtype),
+            timestep=t * 1000,
+            encoder_hidden_states=embeds.to(dtype),
+            encoder_attention_mask=mask.to(dtype),
+            return_dict=False,
+        )[0]
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        w = self.core.widths(shapes)
         return dict(
-            in_channels=channels,
-            out_channels=shapes["proj_out.bias"][0] // patch**2,
-            num_attention_heads=heads,
-            attention_head_dim=head,
-            num_layers=blocks(shapes, "transformer_blocks.{}.attn1.to_q.weight"),
-            num_cross_attention_heads=cross_heads,
-            cross_attention_head_dim=cross_head,
-            cross_attention_dim=width,
-            caption_channels=shapes["caption_projection.linear_1.weight"][1],
-            mlp_ratio=shapes["transformer_blocks.0.ff.conv_point.weight"][1] / width,
-            patch_size=patch,
-            qk_norm="rms_norm_across_heads" if "transformer_blocks.0.attn1.norm_q.weight" in shapes else None,
+            in_channels=w["channels"],
+            out_channels=w["out"],
+            num_attention_heads=w["heads"],
+            attention_head_dim=w["head"],
+            num_layers=w["layers"],
+            num_cross_attention_heads=w["cross_heads"],
+            cross_attention_head_dim=w["cross_head"],
+            cross_attention_dim=w["width"],
+            caption_channels=w["text"],
+            mlp_ratio=w["mlp"],
+            patch_size=w["patch"],
+            qk_norm="rms_norm_across_heads" if w["normed"] else None,
         )
 
-    def encode_prompt(self, pipeline, text: str) -> Prompt:
+    def inputs(self, model: Any, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
+        text = self.text(model.config.caption_channels, dtype)
+        return dict(hidden_states=self.latents(pixels, dtype), timestep=torch.zeros(1), encoder_hidden_states=text)
+
+    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         """With the instruction that the pipeline puts before a prompt; the unconditional one goes without, as there."""
         instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
         embeds, mask, _, _ = pipeline.encode_prompt(
@@ -74,9 +77,4 @@ class Sana(Family):
         return Prompt(text, embeds[0][mask[0].bool()])
 
 
-class Small(Sana):
-    name = "sana-0.6b"
-    repository = "Efficient-Large-Model/Sana_600M_1024px_diffusers"
-
-
-BACKBONE, SMALL = Sana(), Small()
+BACKBONES = {name: Sana(name) for name in known.BACKBONE.models}

@@ -1,72 +1,95 @@
 """SD3.5: the velocity of diffusers' own SD3Transformer2DModel, unmodified.
 
-It hears the noise time times 1000.  cond is (embeds (B, L, D), pooled (B, P)); padding is attended to, as in the base.
+Its time is the noise's, times 1000.  cond is (embeds (B, L, D), pooled (B, P)); padding is attended to, as in the base.
 """
 
-import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from twinflow import layouts
+from twinflow.backbones import sd3 as known
+from twinflow.objective import Condition
 from twinflow.prompts import Prompt
-from twinflow.time_embedding import SECOND_EMBEDDERS, fold, stack
 
-from .family import Family, blocks
+from .diffusers_model import DiffusersBackbone
+from .sizes import Size
 
-
-def velocity(model, x: Tensor, t: Tensor, r: Tensor, cond, *, time: str = "two") -> Tensor:
-    """v (B, C, H, W) from t to r, both (B,), in the model's dtype.  H and W are even.
-
-    time: "two" needs the second embedder installed; "fold" gives t - r / 2 to any SD3, as a classic LoRA wants.
-    """
-    embeds, pooled = cond
-    core = getattr(model, "module", model)  # what a distributed wrapper holds
-    dtype = core.pos_embed.proj.weight.dtype
-    times = stack(t, r) if time == "two" else fold(t, r)
-    return model(
-        hidden_states=x.to(dtype),
-        timestep=times * 1000,
-        encoder_hidden_states=embeds.to(dtype),
-        pooled_projections=pooled.to(dtype),
-        return_dict=False,
-    )[0]
+COMMON: dict[str, Any] = dict(channels=16, text=10.4, tokens=333)
 
 
-class SD3(Family):
-    name = base_model = "sd3.5"
-    repository = "stabilityai/stable-diffusion-3.5-medium"
+class SD3(DiffusersBackbone):
+    core = known.BACKBONE
     prefix = "transformer."  # all that ComfyUI's stock LoRA loader maps to SD3's fused layers
-    second_embedder = SECOND_EMBEDDERS["sd3.5"]
-    layout = layouts.SD3
     transformer_class, pipeline_class, vae_class = "SD3Transformer2DModel", "StableDiffusion3Pipeline", "AutoencoderKL"
     text_parts = tuple(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
     presets = {
         "attention": r"transformer_blocks\..*\.attn2?\..*",
         "attention+mlp": r"transformer_blocks\..*\.(attn2?|ff|ff_context)\..*",
     }
-    velocity = staticmethod(velocity)
+    sizes = {
+        "sd3.5": Size(
+            dict(
+                num_layers=24,
+                num_attention_heads=24,
+                caption_projection_dim=1536,
+                pos_embed_max_size=384,
+                dual_attention_layers=tuple(range(13)),
+                qk_norm="rms_norm",
+            ),
+            **COMMON,
+        ),
+        "sd3.5-large": Size(
+            dict(
+                num_layers=38,
+                num_attention_heads=38,
+                caption_projection_dim=2432,
+                pos_embed_max_size=192,
+                qk_norm="rms_norm",
+            ),
+            **COMMON,
+        ),
+    }
 
-    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
-        caption, joint = shapes["context_embedder.weight"]
-        count = blocks(shapes, "transformer_blocks.{}.attn.to_q.weight")
-        (head,) = shapes.get("transformer_blocks.0.attn.norm_q.weight", (64,))
+    def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """H and W are even."""
+        embeds, pooled = cond
+        dtype = model.pos_embed.proj.weight.dtype  # never quantised, never under a LoRA
+        return model(
+            hidden_states=x.to(dtype),
+            timestep=t * 1000,
+            encoder_hidden_states=embeds.to(dtype),
+            pooled_projections=pooled.to(dtype),
+            return_dict=False,
+        )[0]
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        w = self.core.widths(shapes)
         return dict(
-            in_channels=shapes["pos_embed.proj.weight"][1],
-            patch_size=shapes["pos_embed.proj.weight"][2],
-            out_channels=shapes["proj_out.bias"][0] // shapes["pos_embed.proj.weight"][2] ** 2,
-            num_layers=count,
-            attention_head_dim=head,
-            num_attention_heads=shapes["pos_embed.proj.bias"][0] // head,
-            joint_attention_dim=joint,
-            caption_projection_dim=caption,
-            pooled_projection_dim=shapes["time_text_embed.text_embedder.linear_1.weight"][1],
-            pos_embed_max_size=math.isqrt(shapes["pos_embed.pos_embed"][1]),
-            dual_attention_layers=[i for i in range(count) if f"transformer_blocks.{i}.attn2.to_q.weight" in shapes],
-            qk_norm="rms_norm" if "transformer_blocks.0.attn.norm_q.weight" in shapes else None,
+            in_channels=w["channels"],
+            patch_size=w["patch"],
+            out_channels=shapes["proj_out.bias"][0] // w["patch"] ** 2,
+            num_layers=w["layers"],
+            attention_head_dim=w["head"],
+            num_attention_heads=w["heads"],
+            joint_attention_dim=w["text"],
+            caption_projection_dim=w["caption"],
+            pooled_projection_dim=w["pooled"],
+            pos_embed_max_size=w["positions"],
+            dual_attention_layers=list(w["dual"]),
+            qk_norm="rms_norm" if w["normed"] else None,
         )
 
-    def encode_prompt(self, pipeline, text: str) -> Prompt:
+    def inputs(self, model: Any, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
+        config = model.config
+        return dict(
+            hidden_states=self.latents(pixels, dtype),
+            timestep=torch.zeros(1),
+            encoder_hidden_states=self.text(config.joint_attention_dim, dtype),
+            pooled_projections=torch.zeros(1, config.pooled_projection_dim, dtype=dtype),
+        )
+
+    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         embeds, _, pooled, _ = pipeline.encode_prompt(
             text, None, None, device=pipeline.device, do_classifier_free_guidance=False
         )
@@ -74,16 +97,12 @@ class SD3(Family):
 
     def collate(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
         """Embeds (B, L, D), which all have the same length, and pooled (B, P)."""
-        return torch.stack([p.embeds for p in prompts]), torch.stack([p.pooled for p in prompts])
+        pooled = [p.pooled for p in prompts if p.pooled is not None]
+        return torch.stack([p.embeds for p in prompts]), torch.stack(pooled)
 
-    def idle(self, model: nn.Module) -> list[str]:
+    def idle(self, model: Any) -> list[str]:
         last = f"transformer_blocks.{len(model.transformer_blocks) - 1}.attn."  # the text ends in it
         return [last + name for name in ("add_q_proj", "norm_added_q")]
 
 
-class Large(SD3):
-    name = "sd3.5-large"
-    repository = "stabilityai/stable-diffusion-3.5-large"
-
-
-BACKBONE, LARGE = SD3(), Large()
+BACKBONES = {name: SD3(name) for name in known.BACKBONE.models}

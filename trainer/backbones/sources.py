@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -14,11 +15,11 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor, nn
 
-from twinflow.layouts import PREFIXES, Layout, bare, is_second_embedder
+from twinflow.backbones import is_second_embedder
+from twinflow.layouts import PREFIXES, Layout, bare
 from twinflow.weights import load
 
 from .. import TrainerError
-from ..weights.trainee import check_fits
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
@@ -98,17 +99,15 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def to_diffusers(tensors: Mapping[str, Tensor], layout: Layout | None) -> dict[str, Tensor]:
+def to_diffusers(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Tensors of any file under diffusers' names: prefixes off, other parts of a whole checkpoint left out."""
     inside = PREFIXES[0]
     whole = any(name.startswith(inside) for name in tensors)
     own = {bare(name): t for name, t in tensors.items() if name.startswith(inside) or not whole}
-    return layout.to_diffusers(own) if layout else own
+    return layout.to_diffusers(own)
 
 
-def build(
-    cls: type[nn.Module], config: Mapping, tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str
-) -> nn.Module:
+def build(cls: Any, config: Mapping, tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str) -> nn.Module:
     """The transformer with exactly these tensors (diffusers' names), in dtype (None: as they are, float8 as bfloat16).
 
     Raises TrainerError for a tensor that is missing, of another shape or too many.
@@ -117,7 +116,7 @@ def build(
         model = cls.from_config(dict(config))
     check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, model, source)
     if unknown := sorted(tensors.keys() - model.state_dict().keys()):
-        second = any(is_second_embedder(name) or name.startswith("time_embed_2.") for name in unknown)
+        second = any(map(is_second_embedder, unknown))
         why = "a second time embedder, so it is a TwinFlow model already; expected a plain one" if second else "unknown to"
         what = why if second else f"{why} {cls.__name__}; expected its weights alone"
         raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
@@ -143,3 +142,15 @@ def read_config(folder: Path) -> dict:
     if not isinstance(config, dict):
         raise TrainerError(f"{path}: holds {type(config).__name__}; expected the settings of a diffusers transformer")
     return config
+
+
+def check_fits(tensors: Mapping[str, tuple[str, tuple[int, ...]]], model: nn.Module, path) -> None:
+    """Raises TrainerError unless a file has exactly the model's tensors, in its shapes."""
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in tensors:
+            raise TrainerError(
+                f"{path}: has no {name!r}; expected a {type(model).__name__} of this size: it is of another model"
+            )
+        if tensors[name][1] != shape:
+            raise TrainerError(f"{path}: {name!r} is {tensors[name][1]}; expected {shape}: it is of another size")

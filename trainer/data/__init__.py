@@ -1,6 +1,6 @@
 """Training data: rows from many sources, aspect buckets, a cache of what the encoders say of them, batches by number."""
 
 from .cache import Cache, Encoder, free
-from .dataset import CachedData, Settings, prepare
+from .dataset import CachedData, DataRequest, prepare
 
-__all__ = ["Cache", "CachedData", "Encoder", "Settings", "free", "prepare"]
+__all__ = ["Cache", "CachedData", "Encoder", "DataRequest", "free", "prepare"]

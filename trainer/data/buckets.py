@@ -1,4 +1,4 @@
-"""Aspect buckets: the sizes that pictures are cut to, all of about resolution x resolution pixels."""
+"""Aspect buckets: the sizes that images are cut to, all of about resolution x resolution pixels."""
 
 import math
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Buckets:
         return sorted((a * self.multiple, b * self.multiple) for a, b in found)
 
     def nearest(self, height: float, width: float) -> tuple[int, int]:
-        """The size that cuts least off a picture of this shape; of equals the largest."""
+        """The size that cuts least off an image of this shape; of equals the largest."""
         wanted = math.log(width / height)
         return min(self.sizes(), key=lambda s: (round(abs(math.log(s[1] / s[0]) - wanted), 9), -s[0] * s[1]))
 

@@ -1,6 +1,6 @@
-"""What the encoders say of every picture and caption, on disk, so that no encoder is in memory while training.
+"""What the encoders say of every image and caption, on disk, so that no encoder is in memory while training.
 
-One safetensors file for each picture (at a size) and each caption, named by a hash of all that decides its content.  Files
+One safetensors file for each image (at a size) and each caption, named by a hash of all that decides its content.  Files
 are whole or absent, so filling goes on where it stopped, and several processes may fill one folder.
 """
 
@@ -21,8 +21,8 @@ from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.weights import WeightsError, load, save, write_atomically
 
 from .. import TrainerError
-from .pictures import Broken, pixels
-from .rows import Picture
+from .image_files import Broken, pixels
+from .rows import ImageFile
 
 VERSION = 1  # of the files and of how pixels are cut: raise it when either changes
 
@@ -31,7 +31,7 @@ class Encoder(NamedTuple):
     """identity: names the weights, and any setting that changes what they say.  open: loads them, when something is missing.
 
     What open() returns is called with pixels (B, 3, H, W) in [-1, 1] for latents (B, ...); or with a list of captions for
-    as many Prompts, unpadded; or, for an edit model, with captions and their reference pictures [[(3, H, W), ...], ...].
+    as many Prompts, unpadded; or, for an edit model, with captions and their reference images [[(3, H, W), ...], ...].
     """
 
     identity: str
@@ -39,9 +39,9 @@ class Encoder(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """A picture cut to a size (height, width); digest: the hash of its bytes, which name it wherever it lies."""
+    """An image cut to a size (height, width); digest: the hash of its bytes, which name it wherever it lies."""
 
-    picture: Picture
+    image: ImageFile
     digest: str
     size: tuple[int, int]
 
@@ -85,7 +85,7 @@ class Cache:
             raise TrainerError(f"{error}; delete {path} and run the same command again: it is made anew") from None
 
     def fault(self, shot: Shot) -> str | None:
-        """Why this picture has no latents; None where it has some."""
+        """Why this image has no latents; None where it has some."""
         if self.latents_path(shot).exists():
             return None
         try:
@@ -120,15 +120,15 @@ class Cache:
 
     def _fill_latents(self, mine: dict[Path, Shot], batch: int, quiet: bool) -> None:
         missing = [s for path, s in mine.items() if not path.exists() and not self._fault_path(s).exists()]
-        missing.sort(key=lambda s: (s.size, s.picture))  # of one size side by side, and parquet rows in their order
+        missing.sort(key=lambda s: (s.size, s.image))  # of one size side by side, and parquet rows in their order
         encode = self.image.open() if missing else None
         for group in progress("images", len(mine), missing, batch, quiet, lambda s: s.size):
             ready = {}
             for shot in group:
                 try:
-                    ready[shot] = pixels(shot.picture.read(), shot.size)
+                    ready[shot] = pixels(shot.image.read(), shot.size)
                 except Broken as fault:
-                    self._note(shot, f"broken picture: {fault}")
+                    self._note(shot, f"broken image: {fault}")
             for shot, latents in zip(ready, encode(torch.stack(list(ready.values()))) if ready else (), strict=True):
                 if latents.isfinite().all():
                     self._write(self.latents_path(shot), lambda p, x=latents: save({"latents": x.to(self.dtype)}, p))
@@ -143,7 +143,7 @@ class Cache:
             ready = {}
             for caption in group:
                 try:
-                    ready[caption] = [pixels(s.picture.read(), s.size) for s in caption.references]
+                    ready[caption] = [pixels(s.image.read(), s.size) for s in caption.references]
                 except Broken:
                     pass  # noted with its latents, maybe by another process
             seen = [list(ready.values())] if ready and group[0].references else []

@@ -22,36 +22,36 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .. import TrainerError
-from ..training.loop import seed_of
-from . import rows as sources
+from ..seeds import seed_of
+from . import rows
 from .buckets import Buckets
 from .cache import Cache, Caption, Shot
 from .digests import Digests
+from .image_files import Broken
 from .order import Order
-from .pictures import Broken
 from .report import Report
 
 Collate = Callable[[list[Prompt]], Condition]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """data: sources, comma-separated (see sources.read).  multiple: of both sides of a picture, what the model needs.
+class DataRequest:
+    """data: sources, comma-separated (see rows.read).  multiple: of both sides of an image, what the model needs.
 
-    aspects: of rows without pictures, when image_free.  encode_batch: pictures or captions an encoder gets at a time.
+    aspects: of rows without images, when image_free.  encode_batch: images or captions an encoder gets at a time.
     """
 
     data: str
-    resolution: int = 1024
-    multiple: int = 16
-    aspect: float = 2.0
+    resolution: int
+    multiple: int
+    aspect: float
+    aspects: str
+    encode_batch: int
     edit: bool = False
     image_free: bool = False
-    aspects: str = "1:1"
     caption: str = ""
     null_prompt: str = ""
     caption_dropout: float = 0.0
-    encode_batch: int = 4
 
 
 class Sample(NamedTuple):
@@ -73,7 +73,7 @@ class Sample(NamedTuple):
 class CachedData:
     """Rows whose encodings all lie in the cache; see the module for the contract of batch_at.
 
-    latents: the shape (C, h, w) of a picture's latents by its size in pixels; asked only for rows without pictures.
+    latents: the shape (C, h, w) of an image's latents by its size in pixels; asked only for rows without images.
     """
 
     def __init__(self, cache: Cache, samples: Sequence[Sample], collate: Collate, *, dropout: float = 0.0, latents=None):
@@ -89,7 +89,7 @@ class CachedData:
         return len(self.rows)
 
     def batch_at(self, index: int, batch: int, seed: int) -> tuple[Tensor, Condition, Condition]:
-        """x (B, C, h, w), zeros where rows have no pictures; cond, uncond; an edit's reference latents end both of these."""
+        """x (B, C, h, w), zeros where rows have no images; cond, uncond; an edit's reference latents end both of these."""
         drawn = self.order.batch(index, batch, seed)
         rows = [self.rows[row] for _, row in drawn]
         prompts = [self.cache.prompt(self.caption(epoch, row, seed)) for epoch, row in drawn]
@@ -120,7 +120,7 @@ class CachedData:
 
 
 def prepare(
-    settings: Settings,
+    request: DataRequest,
     cache: Cache,
     collate: Collate,
     *,
@@ -134,18 +134,18 @@ def prepare(
     Raises TrainerError, also when no row is left.
     """
     report = Report()
-    if not 0 <= settings.caption_dropout <= 1:
-        raise TrainerError(f"caption_dropout is {settings.caption_dropout}; expected a share between 0 and 1")
+    if not 0 <= request.caption_dropout <= 1:
+        raise TrainerError(f"caption_dropout is {request.caption_dropout}; expected a share between 0 and 1")
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    rows = sources.read(settings.data, report, edit=settings.edit, image_free=settings.image_free, caption=settings.caption)
-    samples = survey(rows, settings, cache.folder, report, share[0])
+    found = rows.read(request.data, report, edit=request.edit, image_free=request.image_free, caption=request.caption)
+    samples = survey(found, request, cache.folder, report, share[0])
     cache.fill(
         [shot for s in samples for shot in shots(s)],
         [caption for s in samples for caption in (*s.captions, s.null)],
-        batch=settings.encode_batch,
+        batch=request.encode_batch,
         share=share,
         quiet=share[0] != 0,
     )
@@ -156,32 +156,32 @@ def prepare(
         report.buckets[size] = report.buckets.get(size, 0) + sample.repeats
     report.used = sum(sample.repeats for sample in samples)
     if not samples:
-        raise TrainerError(f"data: {settings.data!r} holds no usable row ({report}); expected pictures with captions")
-    return CachedData(cache, samples, collate, dropout=settings.caption_dropout, latents=latents), report
+        raise TrainerError(f"data: {request.data!r} holds no usable row ({report}); expected images with captions")
+    return CachedData(cache, samples, collate, dropout=request.caption_dropout, latents=latents), report
 
 
-def survey(rows: list[sources.Row], settings: Settings, folder: Path, report: Report, process: int) -> list[Sample]:
-    """The rows with their pictures' digests and sizes; those whose pictures cannot be opened are reported."""
-    buckets = Buckets(settings.resolution, settings.multiple, settings.aspect)
-    free, digests, samples = buckets.parse(settings.aspects), Digests(folder / "digests.json"), []
+def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Report, process: int) -> list[Sample]:
+    """The rows with their images' digests and sizes; those whose images cannot be opened are reported."""
+    buckets = Buckets(request.resolution, request.multiple, request.aspect)
+    free, digests, samples = buckets.parse(request.aspects), Digests(folder / "digests.json"), []
 
-    def shot(picture):
-        digest, size = digests(picture)
-        return Shot(picture, digest, buckets.nearest(*size))
+    def shot(image):
+        digest, size = digests(image)
+        return Shot(image, digest, buckets.nearest(*size))
 
-    for row in tqdm(rows, desc="looking at rows", unit="", disable=process != 0, delay=1):
+    for row in tqdm(found, desc="looking at rows", unit="", disable=process != 0, delay=1):
         try:
-            target = None if settings.image_free else shot(row.target)
-            references = tuple(shot(picture) for picture in row.references) if settings.edit else ()
+            target = None if request.image_free else shot(row.target)
+            references = tuple(shot(image) for image in row.references) if request.edit else ()
         except Broken as fault:
-            report.skip("broken picture", f"{row.name} ({fault})")
+            report.skip("broken image", f"{row.name} ({fault})")
             continue
         except OSError as error:
-            report.skip("picture cannot be read", f"{row.name} ({error.strerror or error})")
+            report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
             continue
         captions = tuple(Caption(text, references) for text in row.captions)
         size = target.size if target else free[seed_of(row.captions) % len(free)]
-        null = Caption(settings.null_prompt, references)
+        null = Caption(request.null_prompt, references)
         samples.append(Sample(row.name, captions, null, size, target, references, row.repeats))
     if process == 0:
         digests.save()
@@ -193,7 +193,7 @@ def shots(sample: Sample) -> list[Shot]:
 
 
 def usable(sample: Sample, cache: Cache, report: Report) -> bool:
-    """Whether all its pictures have latents; if not, it is reported."""
+    """Whether all its images have latents; if not, it is reported."""
     for shot in shots(sample):
         if fault := cache.fault(shot):
             why, _, detail = fault.partition(": ")

@@ -1,4 +1,4 @@
-"""Hash and size of every picture, remembered by its file's date, so that a second run need not read them all again."""
+"""Hash and size of every image, remembered by its file's date, so that a second run need not read them all again."""
 
 import hashlib
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from twinflow.weights import write_json
 
-from .pictures import size
-from .rows import Picture
+from .image_files import size
+from .rows import ImageFile
 
 
 class Digests:
-    """A JSON file of what was seen; a lost or stale entry only costs the time to read the picture again."""
+    """A JSON file of what was seen; a lost or stale entry only costs the time to read the image again."""
 
     def __init__(self, path: Path):
         self.path, self.fresh = path, False
@@ -20,13 +20,13 @@ class Digests:
         except (OSError, ValueError):
             self.seen = {}
 
-    def __call__(self, picture: Picture) -> tuple[str, tuple[int, int]]:
-        """Digest of the bytes, and (height, width).  Raises OSError and pictures.Broken."""
-        stat = picture.path.stat()
-        name = f"{picture.path.resolve()}:{picture.column}:{picture.row}"
+    def __call__(self, image: ImageFile) -> tuple[str, tuple[int, int]]:
+        """Digest of the bytes, and (height, width).  Raises OSError and images.Broken."""
+        stat = image.path.stat()
+        name = f"{image.path.resolve()}:{image.column}:{image.row}"
         stamp = [stat.st_size, stat.st_mtime_ns]
         if self.seen.get(name, {}).get("stamp") != stamp:
-            data = picture.read()
+            data = image.read()
             self.seen[name] = dict(stamp=stamp, digest=hashlib.sha256(data).hexdigest(), size=size(data))
             self.fresh = True
         return self.seen[name]["digest"], tuple(self.seen[name]["size"])

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..training.loop import seed_of
+from ..seeds import seed_of
 
 
 @lru_cache(maxsize=64)

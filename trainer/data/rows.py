@@ -1,4 +1,4 @@
-"""Rows of training data from where they lie: a folder of pictures, JSONL, parquet, or a text file of prompts.
+"""Rows of training data from where they lie: a folder of images, JSONL, parquet, or a text file of prompts.
 
 Nothing is decoded here.  A row that cannot be used is named in the report; a source that cannot be read is an error.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .. import TrainerError
 from . import parquet
-from .pictures import SUFFIXES
+from .image_files import SUFFIXES
 from .report import Report
 
 # Under which name a value is looked for, the first found winning: ours, then those of other trainers' files.
@@ -19,8 +19,8 @@ TARGET = ("image", "target", "file_name", "image_path")
 REFERENCE = ("source", "sources", "control_path")
 
 
-class Picture(NamedTuple):
-    """Where a picture's bytes lie: a file, or a cell of a parquet file."""
+class ImageFile(NamedTuple):
+    """Where an image's bytes lie: a file, or a cell of a parquet file."""
 
     path: Path
     column: str = ""
@@ -37,19 +37,19 @@ class Picture(NamedTuple):
 
 
 class Row(NamedTuple):
-    """name: for reports.  captions: one is drawn each time.  target: None without a picture.  references: of an edit."""
+    """name: for reports.  captions: one is drawn each time.  target: None without an image.  references: of an edit."""
 
     name: str
     captions: tuple[str, ...]
-    target: Picture | None
-    references: tuple[Picture, ...] = ()
+    target: ImageFile | None
+    references: tuple[ImageFile, ...] = ()
     repeats: int = 1
 
 
 def read(data: str, report: Report, *, edit: bool, image_free: bool, caption: str = "") -> list[Row]:
     """All usable rows of sources such as "photos*3,more.jsonl" (the first counts thrice).
 
-    edit: rows need references.  image_free: rows need no pictures.  caption: of rows that have none; empty: skip those.
+    edit: rows need references.  image_free: rows need no images.  caption: of rows that have none; empty: skip those.
     Raises TrainerError.
     """
     rows = []
@@ -66,10 +66,10 @@ def read(data: str, report: Report, *, edit: bool, image_free: bool, caption: st
             if not row.captions:
                 report.skip("empty caption", row.name)
             elif row.target is None and not image_free:
-                report.skip("no picture named", row.name)
+                report.skip("no image named", row.name)
             elif bool(row.references) != edit and (edit or not image_free):
-                expected = "a source picture for every row" if edit else "a model that edits, or rows without a source"
-                raise TrainerError(f"data: {row.name} has {len(row.references)} source pictures; expected {expected}")
+                expected = "a source image for every row" if edit else "a model that edits, or rows without a source"
+                raise TrainerError(f"data: {row.name} has {len(row.references)} source images; expected {expected}")
             elif row.repeats:
                 rows.append(row)
     return rows
@@ -88,31 +88,31 @@ def _rows(path: Path, report: Report, edit: bool) -> Iterator[Row]:
             lines = path.read_text("utf-8-sig").splitlines()
             yield from (Row(f"{path}:{n}", (line,), None) for n, line in enumerate(lines, 1) if line.strip())
         else:
-            known = "a folder of pictures, .jsonl, .parquet, or a .txt file of prompts"
+            known = "a folder of images, .jsonl, .parquet, or a .txt file of prompts"
             raise TrainerError(f"data: {path} {'is of no known kind' if path.exists() else 'does not exist'}; expected {known}")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(f"data: {path} cannot be read ({error}); expected a readable file in UTF-8") from None
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def _folder(folder: Path, report: Report, edit: bool) -> Iterator[Row]:
-    """Pictures with a .txt beside each; for edits under target/, with namesakes under source/, source_2/, ..."""
+    """Images with a .txt beside each; for edits under target/, with namesakes under source/, source_2/, ..."""
     targets, sources = folder, []
     if edit:
         targets, sources = folder / "target", sorted(p for p in folder.glob("source*") if p.is_dir())
         if not targets.is_dir() or not sources:
             raise TrainerError(f"data: {folder} has no source/ and target/; expected both, or a .jsonl with source and target")
-        namesakes = [{p.relative_to(s).with_suffix(""): p for p in _pictures(s)} for s in sources]
-    for path in _pictures(targets):
+        namesakes = [{p.relative_to(s).with_suffix(""): p for p in _images(s)} for s in sources]
+    for path in _images(targets):
         references = []
         if edit:
             found = [names.get(path.relative_to(targets).with_suffix("")) for names in namesakes]
-            references = [Picture(p) for p in found if p]
+            references = [ImageFile(p) for p in found if p]
             if not references:
-                report.skip("no source picture of this name", str(path))
+                report.skip("no source image of this name", str(path))
                 continue
         try:
             captions = path.with_suffix(".txt").read_text("utf-8-sig").splitlines()
@@ -121,7 +121,7 @@ def _folder(folder: Path, report: Report, edit: bool) -> Iterator[Row]:
         except UnicodeDecodeError:
             report.skip("caption is not UTF-8", str(path))
             continue
-        yield Row(str(path), tuple(captions), Picture(path), tuple(references))
+        yield Row(str(path), tuple(captions), ImageFile(path), tuple(references))
 
 
 def _jsonl(path: Path, report: Report) -> Iterator[Row]:
@@ -136,8 +136,8 @@ def _jsonl(path: Path, report: Report) -> Iterator[Row]:
             yield Row(
                 f"{path}:{number}",
                 tuple(captions),
-                Picture(path.parent / target) if target else None,
-                tuple(Picture(path.parent / s) for s in sources),
+                ImageFile(path.parent / target) if target else None,
+                tuple(ImageFile(path.parent / s) for s in sources),
                 int(values.get("repeats", 1)),
             )
         except (ValueError, TypeError, AttributeError):
@@ -168,6 +168,6 @@ def _parquet(path: Path) -> Iterator[Row]:
         yield Row(
             f"{path}:{number}",
             tuple(c for c in captions if isinstance(c, str)),
-            Picture(path, image, number) if image else None,
-            (Picture(path, source, number),) if source else (),
+            ImageFile(path, image, number) if image else None,
+            (ImageFile(path, source, number),) if source else (),
         )

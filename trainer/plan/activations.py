@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .sizes import Size
+from ..backbones import Backbone
+from ..weights.block_swap import blocks_of
 
 
 class Kept(NamedTuple):
@@ -44,13 +45,13 @@ class Lora(nn.Module):
         return (out + self.up(self.down(x.float())) * 1.0).to(out.dtype)
 
 
-def count(size: Size, pixels: int, dtype: torch.dtype, targets: Iterable[str] = (), rank: int = 0) -> Kept:
-    """Of one picture of pixels x pixels; all weights trained, or with rank only a LoRA on the linear layers `targets`."""
+def count(backbone: Backbone, pixels: int, dtype: torch.dtype, targets: Iterable[str] = (), rank: int = 0) -> Kept:
+    """Of one image of pixels x pixels; all weights trained, or with rank only a LoRA on the linear layers `targets`."""
     default = torch.get_default_dtype()
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         try:
             torch.set_default_dtype(dtype)
-            model = size.transformer()
+            model = backbone.skeleton()
         finally:
             torch.set_default_dtype(default)
         if rank:
@@ -58,7 +59,7 @@ def count(size: Size, pixels: int, dtype: torch.dtype, targets: Iterable[str] = 
             for name in targets:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, Lora(model.get_submodule(name), rank))
-        return Counter(model.train())(size.inputs(model, pixels, dtype))
+        return Counter(model.train())(backbone.inputs(model, pixels, dtype))
 
 
 class Counter:
@@ -66,7 +67,7 @@ class Counter:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.blocks = [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child]
+        self.blocks = list(blocks_of(model).values())
         self.held = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         self.seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
         self.by_block: list[int] = []
@@ -93,12 +94,12 @@ class Counter:
             self.seen[storage._cdata] = storage
         return tensor
 
-    def _enter(self, block, args, kwargs):
+    def _enter(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
         self.before = self._total()
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(tensor, Tensor):
                     self.inputs[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
 
-    def _leave(self, block, args, out):
+    def _leave(self, block: nn.Module, args: tuple, out: object) -> None:
         self.by_block.append(self._total() - self.before)

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run."""
+"""Sample grids, curves and tables of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ MARGIN, GAP, HEAD = 6, 14, 26  # pixels
 
 
 def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40) -> None:
-    """Pictures as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
+    """Images as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
 
-    The rows of all columns are as many, and line up; sizes may differ.  least: pictures
+    The rows of all columns are as many, and line up; sizes may differ.  least: images
     narrower than this many pixels are enlarged to it.
     """
     blocks = {title: [framed(row, max(1, least // row.shape[-1])) for row in rows] for title, rows in columns.items()}
@@ -39,7 +39,7 @@ def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40
 
 
 def framed(row: Tensor, scale: int) -> np.ndarray:
-    """Pictures (across, C, H, W) side by side as bytes (h, w, 3), a white line right of and below each."""
+    """Images (across, C, H, W) side by side as bytes (h, w, 3), a white line right of and below each."""
     across, channels, h, w = row.shape
     out = np.ones((h + 1, across, w + 1, channels), np.float32)
     out[:h, :, :w] = row.permute(2, 0, 3, 1).float().cpu().numpy()

@@ -6,31 +6,34 @@ mean is labelled perfectly), so `Judge.metrics` reports distribution, variety an
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+CLASSES = 10
+TEST_SIZE = 450  # images that no generator is trained on
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
 
 
 @dataclass(frozen=True)
-class Digits:
-    """scikit-learn's digits, split once and for all; images are (n, 1, 8, 8) in [0, 1]."""
+class Split:
+    """scikit-learn's digits, split once and for all; images are (n, 1, 8, 8) in [0, 1], labels (n,)."""
 
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
 
-    @classmethod
-    def load(cls) -> "Digits":
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
 
-        x, y = load_digits(return_X_y=True)
-        a, b, la, lb = train_test_split(x, y, test_size=450, stratify=y, random_state=0)
-        image = lambda v: torch.tensor(v / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
-        return cls(image(a), torch.tensor(la), image(b), torch.tensor(lb))
+@cache
+def split() -> Split:
+    x, y = load_digits(return_X_y=True)
+    a, b, la, lb = train_test_split(x, y, test_size=TEST_SIZE, stratify=y, random_state=0)
+    image = lambda v: torch.tensor(v / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    return Split(image(a), torch.tensor(la), image(b), torch.tensor(lb))
 
 
 class Perceptron(nn.Module):
@@ -61,7 +64,7 @@ class Convolutional(Perceptron):
 NETWORKS = {"mlp": Perceptron, "cnn": Convolutional}
 
 
-def train_classifier(network: str, digits: Digits, *, steps: int = 1500, batch: int = 128, seed: int = 0) -> nn.Module:
+def train_classifier(network: str, digits: Split, *, steps: int = 1500, batch: int = 128, seed: int = 0) -> nn.Module:
     """Fit a classifier on the training split with small shifts and noise; leaves the global random state untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +113,7 @@ def neighbour_metrics(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> dict[s
 
 def within_class_spread(features: Tensor, labels: Tensor) -> float:
     """The mean over classes of the root of the features' total variance."""
-    return torch.stack([features[labels == c].var(0).sum().sqrt() for c in range(10)]).mean().item()
+    return torch.stack([features[labels == c].var(0).sum().sqrt() for c in range(CLASSES)]).mean().item()
 
 
 def nearest_distance(images: Tensor, reference: Tensor) -> float:
@@ -121,8 +124,8 @@ def nearest_distance(images: Tensor, reference: Tensor) -> float:
 class Judge:
     """Compares generated digits with the training split; the real test split sets the scale, and is to be covered."""
 
-    def __init__(self, network: str = "mlp", *, digits: Digits | None = None, seed: int = 0):
-        self.digits = digits or Digits.load()
+    def __init__(self, network: str = "mlp", *, digits: Split | None = None, seed: int = 0):
+        self.digits = digits or split()
         self.classifier = train_classifier(network, self.digits, seed=seed)
         self.real, _ = self.classifier(self.digits.train)
         self.unseen, _ = self.classifier(self.digits.test)

@@ -1,36 +1,37 @@
-"""What a run is worth: samples on disk, their metrics as the judge sees them, a table and a picture."""
+"""What a run is worth: samples on disk, their metrics as the judge sees them, a table and a image."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from twinflow.weights import save
 
-from . import drawing as report
+from . import drawing
 from .judge import Judge
 
-ACROSS = 5  # pictures of a digit side by side
+ACROSS = 5  # images of a digit side by side
 COLUMNS = (("base", 1), ("distilled", 1), ("distilled", 2), ("distilled", 4), ("base", 32))
 
 
-def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Path) -> dict:
-    """made: pictures (N, 1, 8, 8) in [0, 1] by (stage, NFE), of the digits in labels (N,).
+def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Path) -> dict[str, Any]:
+    """made: images (N, 1, 8, 8) in [0, 1] by (stage, NFE), of the digits in labels (N,).
 
     Writes samples_<stage>_<n>nfe.safetensors, grid.png and prints the table; returns {"quality": rows}.
     """
     judge, rows = Judge(), []
     rows.append({"stage": "real test digits", "nfe": "", **judge.real_test()})
-    for (stage, nfe), pictures in made.items():
-        save({"images": pictures, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
-        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(pictures, labels)})
-    (folder / "quality.md").write_text(report.table(rows) + "\n")
-    print(report.table(rows))
+    for (stage, nfe), images in made.items():
+        save({"images": images, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
+        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels)})
+    (folder / "quality.md").write_text(drawing.table(rows) + "\n")
+    print(drawing.table(rows))
     digits = labels.unique().tolist()
     across = min(ACROSS, int(labels.bincount()[digits].min()))
     chosen = torch.stack([(labels == d).nonzero()[:across, 0] for d in digits])
     columns = {f"{stage}, {nfe} NFE": made[stage, nfe][chosen] for stage, nfe in COLUMNS if (stage, nfe) in made}
-    report.grid(columns, folder / "grid.png")
+    drawing.grid(columns, folder / "grid.png")
     print(f"drew {folder / 'grid.png'}")
     return {"quality": rows}

@@ -1,52 +1,61 @@
-"""summary.md: one page on a finished run, with its pictures."""
+"""summary.md: one page on a finished run, with its images and with commands to paste."""
 
-import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 from twinflow.weights import write_atomically
 
-from . import drawing as report
-from ..config import Config
+from ..backbones import Backbone
+from ..config import Settings, flag, resolve
 from ..training.log import TERMS
+from . import drawing
 
 HOW = {
-    "two": "TwinFlow Model Loader: the base as model, this file as adapter (it lies in `models/loras`)",
-    "fold": "TwinFlow LoRA Loader, or ComfyUI's own LoRA loader followed by TwinFlow Model Patch (times: folded)",
-    "full": "TwinFlow Model Loader, or ComfyUI's own Load Diffusion Model (it lies in `models/diffusion_models`)",
+    "two": "put it into `models/loras`; TwinFlow Model Loader, with the base as model and this file as adapter",
+    "fold": (
+        "put it into `models/loras`; TwinFlow LoRA Loader, or ComfyUI's own LoRA loader followed by TwinFlow Model Patch "
+        "(times: folded)"
+    ),
+    "full": "put it into `models/diffusion_models`; TwinFlow Model Loader, or ComfyUI's own Load Diffusion Model",
 }
 
 
-def write(config: Config, model, folder: Path, rows: list[dict], metrics: dict) -> None:
+def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict], metrics: dict[str, Any]) -> None:
     """rows: of metrics.csv.  metrics: of metrics.json."""
-    values = config.model_dump(mode="json")
-    command = [f"python -m trainer.{config.mode} --model {config.model}"]
-    defaults = Config.model_construct().model_dump(mode="json") | model.recipe(config.mode)
-    defaults |= {"mode": config.mode, "name": f"{config.model}-{config.mode}", "model": config.model}
-    defaults = json.loads(json.dumps(defaults))
-    command += [option(name, value) for name, value in values.items() if value != defaults[name]]
+    training, name = settings.training, settings.run.name
     last = {row["stage"]: row for row in rows}["distil"]
     losses = [
         {"loss": term, "training": number(last, term), "validation": number(last, f"validation_{term}")} for term in TERMS
     ]
     times = ", ".join(f"{stage} {seconds / 60:.1f} min" for stage, seconds in metrics["seconds"].items())
-    use = HOW["full" if config.mode == "full" else config.time]
-    samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in model.sampling]
-    pictures = [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in grids(folder)]
+    use = HOW["full" if settings.mode == "full" else settings.adapter.time]
+    samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in backbone.sampling]
+    images = [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in grids(folder)]
+    generate = shlex.join(["python", "-m", "trainer.generate", str(folder)])
+    needs = " (`--prompts`, and `--reference` images)" if backbone.edits else " (`--prompts`)" if backbone.text_parts else ""
     parts = [
-        f"# {config.name}",
-        f"{config.steps} steps of {config.batch * config.accumulation} rows in each process; {times}.",
-        "```\n" + " \\\n    ".join(command) + "\n```",
-        f"**Use it.** `{config.name}.safetensors`, in ComfyUI: {use}. Here: `python -m trainer.generate {folder}`.",
+        f"# {name}",
+        f"{training.steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
+        "```\n" + " \\\n    ".join(command(settings)) + "\n```",
+        f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here: `{generate}`{needs}.",
         f"Recommended, by steps: {'; '.join(samplings)}.",
         "## Loss at the end",
-        report.table([row for row in losses if row["training"] or row["validation"]]),
+        drawing.table([row for row in losses if row["training"] or row["validation"]]),
         "![loss](loss.png)",
-        *(["## Samples", *pictures] if pictures else []),
+        *(["## Samples", *images] if images else []),
         "## All settings",
-        "```\n" + "\n".join(f"{name}: {shown(value)}" for name, value in values.items()) + "\n```",
+        "```\n" + "\n".join(f"{option}: {shown(value)}" for option, value in settings.flat().items()) + "\n```",
     ]
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / "summary.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
+
+
+def command(settings: Settings) -> list[str]:
+    """The parts of the command that makes this run: what differs from its model's defaults."""
+    defaults = resolve(settings.mode, {"model": settings.model}, notify=lambda line: None).flat()
+    changed = [option(name, value) for name, value in settings.flat().items() if value != defaults[name]]
+    return [f"python -m trainer.{settings.mode} --model {settings.model}", *changed]
 
 
 def grids(folder: Path) -> list[Path]:
@@ -58,18 +67,17 @@ def number(row: dict, name: str) -> str:
     return f"{float(row[name]):.4g}" if row.get(name) not in (None, "") else ""
 
 
-def option(name: str, value) -> str:
-    flag = name.replace("_", "-")
+def option(name: str, value: Any) -> str:
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {shown(value)}"
+        return flag(name) if value else flag(f"no_{name}")
+    text = shown(value)
+    return f"{flag(name)}={shlex.quote(text)}" if text.startswith("-") else f"{flag(name)} {shlex.quote(text)}"
 
 
-def shown(value) -> str:
+def shown(value: Any) -> str:
     """As the command line takes it."""
     if isinstance(value, dict):
         return ",".join(f"{k}={v:g}" for k, v in value.items())
     if isinstance(value, list):
         return ",".join(f"{v:g}" for v in value)
-    text = "" if value is None else str(value)
-    return f'"{text}"' if " " in text else text
+    return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""metrics.csv, the trackers (TensorBoard, Weights & Biases) and what the pictures are drawn from."""
+"""metrics.csv, the trackers (TensorBoard, Weights & Biases) and what the curves are drawn from."""
 
 import csv
 from pathlib import Path
@@ -42,7 +42,7 @@ class Log:
             csv.DictWriter(file, FIELDS).writerow(row)
         self.accelerator.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)
 
-    def picture(self, path: Path, step: int) -> None:
+    def image(self, path: Path, step: int) -> None:
         """Show a PNG in the trackers, too."""
         pixels = np.asarray(Image.open(path))[None]
         for tracker in self.accelerator.trackers:

@@ -4,7 +4,6 @@ Every draw and the order of the data are functions of (seed, step, micro-batch, 
 lives on: resuming needs no random state, and is exact.
 """
 
-import hashlib
 import math
 import signal
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -20,12 +19,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from twinflow import objective as twinflow
 from twinflow.ema import EMA
-from twinflow.objective import Condition, Objective, Velocity
+from twinflow.objective import Batch, Condition, Loss, Networks, Objective, Velocity, draw, loss
 from twinflow.roles import share_out
 
 from .. import Diverged, Stopped
+from ..config import Training
+from ..seeds import seed_of
 from ..weights import sharding
 from . import checkpoint, optimizers
 from .log import Log
@@ -47,54 +47,46 @@ class Data(Protocol):
 class Job:
     """What is trained, on what, and for how long.
 
-    network: v(x_t, t, r, cond), trained through `tensors` (by name), in optimiser groups with a "kind"
-    (see optimizers) and a "peak" learning rate.
+    network: v(x_t, t, r, cond), trained through `tensors` (by name), in optimiser groups with a "kind" (see optimizers) and a
+    "peak" learning rate.  training: the section of the settings.
     averages: decay by key, kept of the tensors; "teacher" is updated before the step, all others after it.
     teacher, guide: given the averages, the networks of the objective (None: the student itself).
     validation: rows for the loss on what is not trained on, every validate_every steps and after the last.
-    observe: called with (step, values by average's key, "last" among them) for pictures; by every process where the
+    observe: called with (step, values by average's key, "last" among them) for sample grids; by every process where the
     weights are sharded, else by the main one.
     """
 
     name: str
     network: nn.Module
     tensors: dict[str, nn.Parameter]
-    groups: list[dict]
+    groups: list[dict[str, Any]]
     data: Data
     objective: Objective
-    steps: int
-    batch: int
-    accumulation: int = 1
-    schedule: str = "cosine"
-    warmup: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    training: Training
     averages: dict[str, float] = field(default_factory=dict)
     teacher: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
     guide: Callable[[dict[str, EMA]], Velocity | None] = lambda averages: None
     validation: Data | None = None
     validate_every: int = 0
-    observe: Callable[[int, dict[str, Tensor]], None] | None = None
+    observe: Callable[[int, dict[str, dict[str, Tensor]]], None] | None = None
     observe_every: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.training.steps
 
     @property
     def rows(self) -> int:
         """Of one step, in one process."""
-        return self.batch * self.accumulation
+        return self.training.batch * self.training.accumulation
 
 
-def seed_of(*parts) -> int:
-    """A generator's seed for these parts of an address such as (seed, "draw", step, part, process)."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
-
-
-def learning_rate(step: int, steps: int, warmup: int, schedule: str) -> float:
+def learning_rate(step: int, training: Training) -> float:
     """The share of the peak learning rate at this step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+    if step < training.warmup:
+        return (step + 1) / training.warmup
+    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[training.schedule]
 
 
 class Interrupts:
@@ -117,12 +109,12 @@ class Interrupts:
 
 def train(
     job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, config_hash: str, save_every: int, keep: int
-):
-    """Train job.tensors in place, going on from the newest checkpoint in folder; returns the averages by key.
+) -> dict[str, dict[str, Tensor]]:
+    """Train job.tensors in place, going on from the newest checkpoint in folder; returns values(job, averages).
 
     Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
-    built = optimizers.build(job.groups, betas=job.betas, weight_decay=job.weight_decay)
+    built = optimizers.build(job.groups, job.training)
     # what is frozen is the same everywhere: DDP need not send it, and could not send quantised weights
     job.network._ddp_params_and_buffers_to_ignore = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
     network, *built = accelerator.prepare(job.network, *built)
@@ -146,7 +138,7 @@ def train(
     failures, began = 0, time.perf_counter() - state.seconds
     with Interrupts() as interrupts, bar:
         while state.step < job.steps:
-            rate = learning_rate(state.step, job.steps, job.warmup, job.schedule)
+            rate = learning_rate(state.step, job.training)
             for optimizer in built:
                 optimizers.set_rate(optimizer, rate)
             terms, norm = trainer(state.step)
@@ -189,7 +181,7 @@ def train(
 
 
 def speed_and_memory(state: checkpoint.State, rows: int, device: torch.device) -> dict[str, str]:
-    """For the progress bar: pictures a second, and the memory: the GPU's at its highest, else the process's."""
+    """For the progress bar: images a second, and the memory: the GPU's at its highest, else the process's."""
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return {"img/s": f"{rows * state.step / max(state.seconds, 1e-9):.3g}", "GiB": f"{held / 2**30:.3g}"}
 
@@ -211,9 +203,10 @@ class Step:
     def __init__(self, job: Job, network: nn.Module, accelerator: Accelerator, averages: dict[str, EMA], seed: int):
         self.job, self.network, self.accelerator, self.averages, self.seed = job, network, accelerator, averages, seed
         self.sharded = sharding.is_sharded(network)
-        self.teacher, self.guide = job.teacher(averages), job.guide(averages)
+        self.networks = Networks(network, job.teacher(averages), job.guide(averages), alike=self.sharded)
+        self.batch, self.accumulation = job.training.batch, job.training.accumulation
         self.roles = [
-            share_out(job.batch, job.objective.roles, part=part, parts=job.accumulation) for part in range(job.accumulation)
+            share_out(self.batch, job.objective.roles, part=part, parts=self.accumulation) for part in range(self.accumulation)
         ]  # raises ValueError for a batch that cannot hold the roles
 
     def __call__(self, step: int) -> tuple[dict[str, float], float]:
@@ -222,14 +215,14 @@ class Step:
         if "teacher" in self.averages:
             self.averages["teacher"].update()
         sums: dict[str, list] = {}
-        for part in range(job.accumulation):
-            last = part == job.accumulation - 1
+        for part in range(self.accumulation):
+            last = part == self.accumulation - 1
             # sharded gradients are shared out every time: kept back, they would be whole
             with nullcontext() if last or self.sharded else accelerator.no_sync(self.network):
-                loss = self.loss(job.data, step, part)
-                accelerator.backward(loss.total / job.accumulation)
-            note(sums, loss)
-        norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.clip or math.inf)
+                found = self.loss(job.data, step, part)
+                accelerator.backward(found.total / self.accumulation)
+            note(sums, found)
+        norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.training.clip or math.inf)
         return self.means(sums), float(norm)
 
     @torch.no_grad()
@@ -237,24 +230,21 @@ class Step:
         """The loss terms over these rows, each seen once or nearly so, with the same draws every time."""
         sums: dict[str, list] = {}
         for step in range(math.ceil(len(data) / (self.job.rows * self.accelerator.num_processes))):
-            for part in range(self.job.accumulation):
+            for part in range(self.accumulation):
                 note(sums, self.loss(data, step, part, "validation"))
         return {f"validation_{name}": value for name, value in self.means(sums).items()}
 
-    def loss(self, data: Data, step: int, part: int, *purpose: str) -> twinflow.Loss:
+    def loss(self, data: Data, step: int, part: int, *purpose: str) -> Loss:
         """Of one micro-batch.  purpose: keeps its draws apart from those of training."""
         job, accelerator = self.job, self.accelerator
         address = (self.seed, *purpose, step, part, accelerator.process_index)
         torch.manual_seed(seed_of(*address, "dropout"))
-        index = (step * job.accumulation + part) * accelerator.num_processes + accelerator.process_index
-        x, cond, uncond = data.batch_at(index, job.batch, self.seed)
+        index = (step * self.accumulation + part) * accelerator.num_processes + accelerator.process_index
+        x, cond, uncond = data.batch_at(index, self.batch, self.seed)
         x = x.to(accelerator.device)
         cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
-        draws = twinflow.draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
-        return twinflow.loss(
-            self.network, x, cond, uncond, job.objective, self.roles[part], draws,
-            teacher=self.teacher, guide=self.guide, alike=self.sharded,
-        )  # fmt: skip
+        draws = draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
+        return loss(self.networks, Batch(x, cond, uncond), job.objective, self.roles[part], draws)
 
     def means(self, sums: dict[str, list]) -> dict[str, float]:
         """Over the micro-batches and the processes."""
@@ -262,6 +252,6 @@ class Step:
         return dict(zip(sums, means.tolist()))
 
 
-def note(sums: dict[str, list], loss: twinflow.Loss) -> None:
-    for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+def note(sums: dict[str, list], found: Loss) -> None:
+    for name, value in {"loss": found.total.detach(), **found.terms}.items():
         sums.setdefault(name, []).append(value)

@@ -8,12 +8,14 @@ muon   Muon for the matrices of the blocks, AdamW for all else (embeddings, bias
 import functools
 import math
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 from torch.distributed.tensor import DTensor
 
 from .. import TrainerError
+from ..config import Training
 
 
 def split(network: nn.Module, tensors: dict[str, nn.Parameter], optimizer: str) -> dict[str, list[str]]:
@@ -25,8 +27,24 @@ def split(network: nn.Module, tensors: dict[str, nn.Parameter], optimizer: str) 
     return {"muon": inside, "adamw": [name for name in tensors if name not in set(inside)]}
 
 
-def build(groups: list[dict], *, betas: tuple[float, float], weight_decay: float) -> list[optim.Optimizer]:
+def groups_of(
+    network: nn.Module, tensors: dict[str, nn.Parameter], training: Training, second: str = "\0"
+) -> list[dict[str, Any]]:
+    """Parameter groups: muon's matrices, and the second time embedder (names beginning with `second`), may have learning
+    rates of their own."""
+    groups = []
+    for kind, names in split(network, tensors, training.optimizer).items():
+        rate = (training.matrix_lr or training.lr) if kind == "muon" else training.lr
+        for own in (False, True):
+            peak = (training.embedder_lr or rate) if own else rate
+            if chosen := [name for name in names if name.startswith(second) == own]:
+                groups.append(dict(kind=kind, params=[tensors[name] for name in chosen], lr=peak, peak=peak))
+    return groups
+
+
+def build(groups: list[dict[str, Any]], training: Training) -> list[optim.Optimizer]:
     """One optimiser for each kind among the groups ("kind", "params", "lr", "peak").  Raises TrainerError."""
+    betas, weight_decay = training.betas, training.weight_decay
     kinds: dict[str, list[dict]] = {}
     for group in groups:
         kinds.setdefault(group["kind"], []).append(group)
@@ -91,7 +109,7 @@ class Muon(optim.Optimizer):
         return x.mT if tall else x
 
 
-def check(name: str) -> None:
+def check_optimizer(name: str) -> None:
     """Raises TrainerError where this machine has no such optimiser."""
     if name == "adamw8bit" and not find_spec("torchao"):
         raise TrainerError("--optimizer adamw8bit: torchao is not installed; pip install torchao, or --optimizer adamw")
@@ -100,7 +118,7 @@ def check(name: str) -> None:
 @functools.cache
 def adamw8bit() -> type[optim.Optimizer]:
     """torchao's, which compiles its step; on a CPU that takes a C++ compiler and longer than it saves."""
-    check("adamw8bit")
+    check_optimizer("adamw8bit")
     from torchao.optim import AdamW8bit
 
     class Eager8bit(AdamW8bit):

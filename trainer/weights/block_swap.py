@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-def blocks(model: nn.Module) -> dict[str, nn.Module]:
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """The transformer blocks by name: what stands in the lists that are the model's own children."""
     lists = {name: child for name, child in model.named_children() if isinstance(child, nn.ModuleList)}
     return {f"{name}.{i}": block for name, child in lists.items() for i, block in enumerate(child)}
@@ -40,7 +40,7 @@ class BlockSwap:
 
     def __init__(self, model: nn.Module, count: int):
         self.weights: list[list[Weight]] = []
-        for block in list(blocks(model).values())[:count]:
+        for block in list(blocks_of(model).values())[:count]:
             own = [
                 Weight(module, name, to_host(p))
                 for module in block.modules()

@@ -16,13 +16,12 @@ import torch
 from torch import nn
 
 from .. import TrainerError
-from .block_swap import blocks
+from .block_swap import blocks_of
 
-KINDS = ("none", "int8", "fp8", "fp8-cast", "nf4")
 PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 
 
-def check(kind: str) -> None:
+def check_quantisation(kind: str) -> None:
     """Raises TrainerError where this machine cannot quantise so."""
     package = PACKAGE.get(kind)
     if package and not find_spec(package):
@@ -33,7 +32,7 @@ def check(kind: str) -> None:
 
 def quantise(model: nn.Module, kind: str) -> None:
     """Quantise the blocks' linear layers of a plain, frozen model, in place.  Raises TrainerError."""
-    check(kind)
+    check_quantisation(kind)
     if kind in ("int8", "fp8"):
         with_torchao(model, kind)
     elif kind == "fp8-cast":
@@ -46,7 +45,7 @@ def layers(model: nn.Module) -> dict[str, nn.Linear]:
     """What is quantised, by full name."""
     return {
         f"{block}.{name}": module
-        for block, parent in blocks(model).items()
+        for block, parent in blocks_of(model).items()
         for name, module in parent.named_modules()
         if isinstance(module, nn.Linear)
     }

@@ -6,75 +6,92 @@ Prompts are encoded by the encode_prompt of diffusers' own pipeline, of which on
 import inspect
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
-from twinflow.layouts import Layout
+from twinflow.backbones import Backbone as Known
 from twinflow.objective import Condition
 from twinflow.presets import SAMPLING, Sampling
 from twinflow.prompts import Prompt
-from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
-from ..runs.cached import Cached
 from . import sources
 from .images import ImageCodec
+from .sizes import Size
 
 
-class TextEncoder:
-    """A family's text encoders; drop it to free their memory.
+class PipelineEncoder:
+    """A model's text encoders; drop it to free their memory.
 
     Prompts are encoded one by one, so that an embedding never depends on its neighbours.
     """
 
-    def __init__(self, pipeline, encode: Callable[..., Prompt]):
+    def __init__(self, pipeline: Any, encode: Callable[..., Prompt]):
         self.pipeline, self.encode = pipeline, encode
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None) -> list[Prompt]:
         """Embeddings without padding, on the CPU; "" is the unconditional prompt.
 
-        references: for an edit model, the pictures (3, H, W) in [-1, 1] that belong to each prompt.
+        references: for an edit model, the images (3, H, W) in [-1, 1] that belong to each prompt.
         """
-        seen = [()] * len(prompts) if references is None else [(pictures,) for pictures in references]
-        made = [self.encode(self.pipeline, text, *pictures) for text, pictures in zip(prompts, seen, strict=True)]
+        seen = [()] * len(prompts) if references is None else [(images,) for images in references]
+        made = [self.encode(self.pipeline, text, *images) for text, images in zip(prompts, seen, strict=True)]
         return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
 
 
-class Family(Cached):
-    """A Backbone whose parts are diffusers' classes; a subclass names them, and says how a prompt is encoded.
+class DiffusersBackbone:
+    """A Backbone (see the package) whose parts are diffusers' classes; a subclass names them.
 
-    repository: the hub's copy of the published model, for the parts that a source lacks.  pixels: sides of pictures are
-    multiples of this.  factor: pixels that one latent is wide.  prefix: of the LoRA's names in a file.  text_parts: the
-    pipeline's text components.
+    sizes: of the published models, by name.  flags: settings without which the transformer is another: not every diffusers has
+    them.  markers: tensors of a file that say something of the model and are not its weights.  presets: of LoRA targets, a
+    regular expression of the full names of linear layers.
     """
 
-    name: str
-    base_model: str
-    repository: str
+    core: ClassVar[Known]
     pixels, factor = 16, 8
     prefix = "diffusion_model."
+    chunk = 1
+    edits = False
+    unread: tuple[str, ...] = ("base", "evaluate")
     sampling: tuple[Sampling, ...] = tuple(SAMPLING.values())
-    second_embedder: SecondEmbedder
-    layout: Layout | None = None
-    transformer_class: str
-    pipeline_class: str
-    vae_class: str
+    transformer_class: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    vae_class: ClassVar[str]
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
-    flags: tuple[str, ...] = ()  # settings without which the transformer is another: not every diffusers has them
-    markers: tuple[str, ...] = ()  # tensors of a file that say something of the model and are not its weights
-    presets: dict[str, str]  # of LoRA targets: names of linear layers, as a regular expression of the full name
+    flags: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
+    presets: ClassVar[dict[str, str]]
+    sizes: ClassVar[dict[str, Size]]
 
-    def recipe(self, mode: str) -> dict:
-        """The published roles, one row at a time and all of them in every step, so that they fit on one card."""
-        own = dict(rank=32, targets="attention", lr=1e-4) if mode == "lora" else dict(lr=1e-5)
-        return own | dict(batch=1, accumulation=4, steps=3000, warmup=100, ema=0.99, guidance=2.0)
+    def __init__(self, name: str):
+        self.name = name
+        self.repository = self.core.models[name]
+        self.size = self.sizes[name]
+
+    def recipe(self, mode: str) -> dict[str, Any]:
+        return {}
+
+    def velocity(self, model: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        raise NotImplementedError
+
+    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The settings of the transformer's class, read off its tensors.  Raises KeyError for those of another model."""
+        raise NotImplementedError
+
+    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
+        """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not use."""
+        raise NotImplementedError
+
+    def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
+        raise NotImplementedError
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
@@ -103,24 +120,16 @@ class Family(Cached):
             return self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
         except (KeyError, ValueError):
             found = ", ".join(list(tensors)[:4])
-            raise TrainerError(f"model source {source!r}: is no {self.name} transformer (found {found}, ...)") from None
+            raise TrainerError(f"model source {source!r}: is not a {self.name} transformer (found {found}, ...)") from None
 
-    def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
-        """The settings of the transformer's class, read off its tensors.  Raises KeyError for those of another model."""
-        raise NotImplementedError
-
-    def text_encoder(self, source: str = "", *, dtype=torch.bfloat16, device="cpu") -> TextEncoder:
+    def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
         root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
         pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
-        return TextEncoder(pipeline.to(device), self.encode_prompt)
+        return PipelineEncoder(pipeline.to(device), self.encode_prompt)
 
-    def encode_prompt(self, pipeline, text: str) -> Prompt:
-        """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not hear."""
-        raise NotImplementedError
-
-    def image_codec(self, source: str = "", *, dtype=torch.float32, device="cpu") -> ImageCodec:
+    def image_codec(self, source: str = "", *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ImageCodec:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
         root, cls = self.parts_of(source, ("vae",)), getattr(diffusers, self.vae_class)
         return ImageCodec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
@@ -134,16 +143,34 @@ class Family(Cached):
         return sources.fetch(self.repository, parts)
 
     def text_files(self, source: str) -> list[Path]:
-        """The files that decide what the text encoders say."""
+        """The files that decide what the text encoders give."""
         root = self.parts_of(source, self.text_parts)
         return [path for part in self.text_parts for path in (root / part).rglob("*")]
 
     def image_files(self, source: str) -> list[Path]:
-        """The files that decide what the autoencoder says."""
+        """The files that decide what the autoencoder gives."""
         return list((self.parts_of(source, ("vae",)) / "vae").rglob("*"))
 
+    def channels(self, model: nn.Module) -> int:
+        """Of the latents."""
+        return model.config.in_channels
+
+    def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
+        return self.channels(model), size[0] // self.factor, size[1] // self.factor
+
+    def skeleton(self) -> nn.Module:
+        return getattr(diffusers, self.transformer_class)(**self.size.config)
+
+    def text(self, width: int, dtype: torch.dtype) -> Tensor:
+        """A long prompt's embeddings (1, L, width), for the plan."""
+        return torch.zeros(1, self.size.tokens, width, dtype=dtype)
+
+    def latents(self, pixels: int, dtype: torch.dtype) -> Tensor:
+        """Of one square image, for the plan."""
+        return torch.zeros(1, self.size.channels, pixels // self.factor, pixels // self.factor, dtype=dtype)
+
     def idle(self, model: nn.Module) -> list[str]:
-        """Modules whose output nothing hears; they never get a gradient."""
+        """Modules whose output nothing uses; they never get a gradient."""
         return []
 
     def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
@@ -152,7 +179,7 @@ class Family(Cached):
         Never one of the second embedder, which is trained whole, nor an idle one.  Raises TrainerError for a name that
         fits nothing.
         """
-        second, idle = self.second_embedder.name + ".", tuple(name + "." for name in self.idle(model))
+        second, idle = self.core.time.name + ".", tuple(name + "." for name in self.idle(model))
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         linear = [name for name in linear if not name.startswith(second) and not f"{name}.".startswith(idle or ("\0",))]
         if targets == "all":
@@ -175,13 +202,13 @@ class Family(Cached):
         return embeds, torch.arange(embeds.shape[1]) < lengths[:, None]
 
     def to_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.layout.to_native(tensors) if self.layout else dict(tensors)
+        return self.core.layout.to_native(tensors)
 
     def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return sources.to_diffusers(tensors, self.layout)
+        return sources.to_diffusers(tensors, self.core.layout)
 
 
-def load_part(load: Callable, root: Path, parts: tuple[str, ...]):
+def load_part(load: Callable[[], Any], root: Path, parts: tuple[str, ...]) -> Any:
     """load(), with one line for whatever is wrong with the files.  Raises TrainerError."""
     for part in parts:
         if not (root / part).is_dir():
@@ -194,7 +221,7 @@ def load_part(load: Callable, root: Path, parts: tuple[str, ...]):
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Without diffusers' warnings of parts that a pipeline is loaded without, and of torch_dtype, 0.36's only name for it."""
     level = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
@@ -204,17 +231,3 @@ def quiet():
             yield
     finally:
         diffusers_logging.set_verbosity(level)
-
-
-def blocks(shapes: dict[str, tuple[int, ...]], key: str) -> int:
-    """How many of the numbered blocks there are; key has {} in place of the number."""
-    n = 0
-    while key.format(n) in shapes:
-        n += 1
-    return n
-
-
-def axes(head: int, side: int) -> list[int]:
-    """A head's width shared among the rotary axes: two of `side`, made even, and the rest first."""
-    side -= side % 2
-    return [head - 2 * side, side, side]

@@ -1,4 +1,4 @@
-"""Pictures from bytes to pixels: upright, opaque, cut to a bucket's size.  Nothing here is random."""
+"""Images from bytes to pixels: upright, opaque, cut to a bucket's size.  Nothing here is random."""
 
 from io import BytesIO
 
@@ -12,11 +12,11 @@ ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class Broken(Exception):
-    """A picture that cannot be decoded; the message says why."""
+    """An image that cannot be decoded; the message says why."""
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright picture, from its header alone.  Raises Broken."""
+    """Height and width of the upright image, from its header alone.  Raises Broken."""
     try:
         with Image.open(BytesIO(data)) as image:
             width, height = image.size
@@ -28,7 +28,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def pixels(data: bytes, size: tuple[int, int]) -> Tensor:
-    """The picture as (3, H, W) in [-1, 1]: scaled to cover size (H, W), the centre cut out.  Raises Broken."""
+    """The image as (3, H, W) in [-1, 1]: scaled to cover size (H, W), the centre cut out.  Raises Broken."""
     try:
         with Image.open(BytesIO(data)) as image:
             image = opaque(ImageOps.exif_transpose(image))

@@ -1,0 +1,245 @@
+"""Handwritten digits (scikit-learn, 8 x 8, 1797 images): a run that trains its own base, distils it and is judged.
+
+The three colour channels of an image stand for latents; the prompts "a handwritten 3" are learnt tokens.
+"""
+
+import hashlib
+import shutil
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from twinflow.objective import Condition, Velocity
+from twinflow.presets import OBJECTIVES, SAMPLING, Sampling
+from twinflow.prompts import Prompt, load_prompts, save_prompts
+from twinflow.weights import save
+
+from .. import TrainerError
+from ..backbones.digits import ARCHITECTURE, SIDE, TOKENS, Digits
+from ..config import Settings, Training
+from ..data.order import rows_at
+from ..seeds import seed_of
+from ..training import optimizers
+from ..training.log import Log
+from ..training.loop import Job, train
+from ..weights import sharding
+from ..weights.inference import generate, load_trained, noise
+from ..weights.trainee import Plain
+from . import quality
+from .judge import CLASSES, split
+
+NAMES = [*map(str, range(CLASSES)), ""]  # of the prompts, the empty one last
+MULTI = replace(SAMPLING[30], steps=32)
+DROP = 0.05  # share of rows of the base's training without a prompt
+
+
+@cache
+def images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test images (N, 1, 8, 8) in [0, 1] and labels (N,): x_train, y_train, x_test, y_test."""
+    digits = split()
+    return digits.train, digits.train_labels, digits.test, digits.test_labels
+
+
+def encode(grey: Tensor) -> Tensor:
+    """Grey images (N, 1, 8, 8) in [0, 1] to latents (N, 3, 8, 8) in [-1, 1]."""
+    return (grey * 2 - 1).expand(-1, 3, -1, -1)
+
+
+def decode(latents: Tensor) -> Tensor:
+    """The inverse of encode: the mean of the channels, clamped to [0, 1]."""
+    return ((latents.float().mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
+
+
+class PromptTable(nn.Module):
+    """The learnt tokens: one prompt a digit and, last, the empty prompt.  cond (labels (B,),) to (embeds, mask)."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        shape = CLASSES + 1, TOKENS, int(ARCHITECTURE["joint_attention_dim"])
+        self.tokens = nn.Parameter(torch.randn(shape, generator=generator))
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        embeds = self.tokens[labels]
+        return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+
+    def prompts(self) -> dict[str, Prompt]:
+        """By name: "0" to "9", and "" for the empty prompt."""
+        return {
+            name: Prompt(f"a handwritten {name}" if name else "", embeds.detach().clone())
+            for name, embeds in zip(NAMES, self.tokens)
+        }
+
+
+@dataclass
+class Labelled:
+    """The training images under conditions made from their labels: class numbers, or (embeds, mask) looked up."""
+
+    table: Condition | None = None
+
+    def __len__(self) -> int:
+        return len(images()[0])
+
+    def batch_at(self, index: int, batch: int, seed: int):
+        rows = torch.tensor([row for _, row in rows_at(index * batch, batch, len(self), seed)])
+        x, y = images()[0][rows], images()[1][rows]
+        empty = torch.full_like(y, CLASSES)
+        if self.table is None:
+            chance = torch.rand(len(y), generator=torch.Generator().manual_seed(seed_of(seed, "drop", index)))
+            dropped = chance < DROP
+            return encode(x), (torch.where(dropped, empty, y),), (empty,)
+        return encode(x), tuple(c[y] for c in self.table), tuple(c[empty] for c in self.table)
+
+
+class Base(nn.Module):
+    """What stage 1 trains: the transformer and its prompts together, as v(x_t, t, r, (labels,)); r is not used."""
+
+    def __init__(self, backbone: Digits, generator: torch.Generator):
+        super().__init__()
+        self.backbone = backbone
+        self.table, self.transformer = PromptTable(generator), backbone.fresh(generator)
+
+    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
+        (labels,) = cond
+        return self.backbone.velocity(self.transformer, x, t, self.table(labels))
+
+
+@dataclass
+class PreparedDigits:
+    """model: the plain transformer.  data: what to train on."""
+
+    model: nn.Module
+    data: Labelled
+    validation: None = None  # the test part is the judge's
+
+
+class DigitsRun:
+    """A Run (see the package) of the digits."""
+
+    base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
+
+    def __init__(self, backbone: Digits):
+        self.backbone = backbone
+
+    def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedDigits:
+        """Stage 1: the flow-matching base, trained once for all runs in the same folder with the same base settings."""
+        known = self.backbone
+        if settings.mode == "lora":  # a mistake is found before the base is trained
+            known.lora_targets(known.fresh(torch.Generator()), settings.adapter.targets)
+        base = settings.base.path
+        if base is None:
+            cached = settings.run.out / "cache" / f"digits-{base_hash(settings)}"
+            cached.mkdir(parents=True, exist_ok=True)
+            own_log = Log(cached / "metrics.csv", accelerator, settings.logging.log_every)
+            base = cached / "base.safetensors"
+            if not base.exists():
+                pretrain(known, settings, cached, accelerator, own_log)
+            log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
+        model, prompts = known.load(base), load_prompts(base.parent / "prompts.safetensors")
+        if missing := [name for name in NAMES if name not in prompts]:
+            raise TrainerError(f"{base.parent / 'prompts.safetensors'}: has no prompt {missing[0]!r}; expected {NAMES}")
+        save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
+        save_prompts(folder / "prompts.safetensors", prompts)
+        return PreparedDigits(model, Labelled(self.table(prompts)))
+
+    def table(self, prompts: dict[str, Prompt]) -> Condition:
+        """The conditions of all prompts, in the order of NAMES."""
+        return self.backbone.collate([prompts[name] for name in NAMES])
+
+    def start(self, rows: int, seed: int) -> Tensor:
+        return noise(rows, (int(ARCHITECTURE["out_channels"]), SIDE, SIDE), seed)
+
+    def preview(self, network: Velocity, prepared: PreparedDigits, device: torch.device) -> dict[str, list[Tensor]]:
+        """Rows by digit at 1, 2 and 4 NFE."""
+        labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
+        start, cond = self.start(len(labels), 0).to(device), tuple(c[labels] for c in prepared.data.table or ())
+        sampled = lambda s: generate(network, start, cond, s, chunk=self.backbone.chunk)
+        made = {s.steps: decode(sampled(s)) for s in self.backbone.sampling if s.steps <= 4}
+        return {f"{n} NFE": list(x.unflatten(0, (CLASSES, -1))) for n, x in made.items()}
+
+    def plain(self, settings: Settings, folder: Path) -> nn.Module:
+        return self.backbone.load(folder / "base.safetensors")
+
+    def conditions(
+        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
+    ) -> dict[str, Condition]:
+        """Prompts are names of the run's own: 0 to 9."""
+        prompts = load_prompts(folder / "prompts.safetensors")
+        if unknown := [name for name in texts if name not in prompts]:
+            raise TrainerError(f"--prompts {unknown[0]!r} is unknown; expected some of {', '.join(n for n in prompts if n)}")
+        if references:
+            raise TrainerError("--reference is for models that edit images; leave it out for digits")
+        return {name: self.backbone.collate([prompts[name]]) for name in texts or NAMES[:CLASSES]}
+
+    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
+        return [decode(x) for x in latents]
+
+    def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
+        """Samples of both stages from the files of the run, their quality, the table and grid.png."""
+        rows, known = settings.logging.evaluate, self.backbone
+        labels = torch.arange(rows) % CLASSES
+        table = self.table(load_prompts(folder / "prompts.safetensors"))
+        cond, start = tuple(c[labels] for c in table), self.start(rows, settings.run.seed + 1)
+        base = Plain(known, self.plain(settings, folder))
+        distilled = load_trained(known, self.plain(settings, folder), weights)
+        made = {("base", s.steps): decode(generate(base, start, cond, s, chunk=known.chunk)) for s in self.base_sampling}
+        made |= {("distilled", s.steps): decode(generate(distilled, start, cond, s, chunk=known.chunk)) for s in known.sampling}
+        return quality.evaluate(made, labels, folder)
+
+
+def base_hash(settings: Settings) -> str:
+    """Of all that decides the base: settings, and what is written here."""
+    about = settings.hash(base=True), BASE_OBJECTIVE, ARCHITECTURE, TOKENS, DROP
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:12]
+
+
+def pretrain(backbone: Digits, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> None:
+    """Train the base by flow matching and write base.safetensors and prompts.safetensors into the folder."""
+    network = Base(backbone, torch.Generator().manual_seed(settings.run.seed))
+    for name in backbone.idle(network.transformer):
+        network.transformer.get_submodule(name).requires_grad_(False)
+    tensors = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    base = settings.base
+    training = Training(
+        steps=base.steps, batch=base.batch, accumulation=1, lr=base.lr, matrix_lr=base.matrix_lr, optimizer=base.optimizer,
+        warmup=base.steps // 30, betas=(0.9, 0.95),
+    )  # fmt: skip
+    job = Job(
+        name="base",
+        network=network,
+        tensors=tensors,
+        groups=optimizers.groups_of(network, tensors, training),
+        data=Labelled(),
+        objective=BASE_OBJECTIVE,
+        training=training,
+        averages={"weights": base.ema},
+    )
+    values = train(
+        job, accelerator, log, folder / "checkpoints",
+        seed=settings.run.seed, config_hash=settings.hash(base=True), save_every=settings.logging.save_every, keep=1,
+    )  # fmt: skip
+    weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        network = Base(backbone, torch.Generator().manual_seed(settings.run.seed))  # whole, where that one is sharded
+        network.load_state_dict(weights)
+        save_prompts(folder / "prompts.safetensors", network.table.prompts())
+        save(network.transformer.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
+        shutil.rmtree(folder / "checkpoints")
+    accelerator.wait_for_everyone()
+
+
+# Flow matching with a little guidance trained in, where the noise is strong: more digits are what they were asked to be,
+# at a slightly larger distance from the data (docs/digits.md).
+BASE_OBJECTIVE = replace(
+    OBJECTIVES["flow-matching"],
+    reach=0.0,
+    loss="l2",
+    times="logit-normal",
+    stratified=True,
+    guidance_ratio=0.13,
+    guidance_range=(0.55, 1.0),
+)

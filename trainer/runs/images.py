@@ -1,0 +1,180 @@
+"""Runs of image models: encodings in a cache, each encoder in memory only while it encodes, and grids of samples."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twinflow.objective import Condition, Velocity
+from twinflow.weights import write_atomically
+
+from .. import TrainerError, data
+from ..backbones import Backbone
+from ..config import Settings
+from ..data import Cache, CachedData, DataRequest, Encoder
+from ..data.buckets import Buckets
+from ..data.image_files import Broken, pixels
+from ..data.image_files import size as size_of
+from ..training.log import Log
+from ..weights.inference import generate, noise
+
+SHOWN = 4  # prompts of a sample grid, where the user names none
+WIDEST = 512  # pixels of an image in a sample grid
+END = 2**20  # bytes at either end of a file that tell it from others
+
+
+@dataclass
+class PreparedImages:
+    """model: the plain transformer, frozen.  shown: prompts of the sample grids, with the image's size and condition."""
+
+    model: nn.Module
+    data: CachedData
+    validation: CachedData | None
+    settings: Settings
+    shown: list[tuple[str, tuple[int, int], Condition]]
+
+
+class ImageRun:
+    """A Run (see the package) of a backbone with text and image encoders."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+
+    def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedImages:
+        """Rows and prompts encoded, then the transformer loaded.  Raises TrainerError."""
+        wanted, logged = settings.data, settings.logging
+        if not wanted.data:
+            raise TrainerError(
+                "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt"
+            )
+        if wanted.resolution % self.backbone.pixels:
+            raise TrainerError(
+                f"--resolution is {wanted.resolution}; expected a multiple of {self.backbone.pixels} for {self.backbone.name}"
+            )
+        held: list[nn.Module] = []  # the transformer, once it is loaded: images that are not read still have a shape
+
+        def rows(purpose: str, source: str, **changes: Any) -> CachedData:
+            made, found = data.prepare(
+                self.request(settings, source, **changes), cache, self.backbone.collate,
+                latents=lambda h, w: self.backbone.shape(held[0], (h, w)),
+                share=(accelerator.process_index, accelerator.num_processes), wait=accelerator.wait_for_everyone,
+            )  # fmt: skip
+            if accelerator.is_main_process:
+                accelerator.print(f"{purpose}: {found}")
+                found.write(folder / f"rows-{purpose}.json")
+            return made
+
+        cache = self.cache(settings, accelerator.device)
+        train = rows("training", wanted.data, caption_dropout=wanted.caption_dropout)
+        validation = rows("validation", logged.validation) if logged.validation else None
+        shown = rows("prompts", logged.prompts, image_free=True) if logged.prompts else train
+        dtype = settings.torch_dtype if settings.mode == "lora" else None
+        held.append(self.backbone.load(wanted.source, dtype=dtype))
+        shown = [(caption.text, size, cond) for caption, size, cond in shown.first(None if logged.prompts else SHOWN)]
+        if accelerator.is_main_process:
+            (folder / "samples").mkdir(exist_ok=True)
+            texts = "\n".join(f"{row}  {text}" for row, (text, *_) in enumerate(shown, 1))
+            (folder / "samples" / "prompts.txt").write_text(texts + "\n", "utf-8")
+        return PreparedImages(held[0], train, validation, settings, shown)
+
+    def request(self, settings: Settings, source: str, **changes: Any) -> DataRequest:
+        own = settings.data
+        values: dict[str, Any] = dict(
+            data=source, resolution=own.resolution, multiple=self.backbone.pixels, aspect=own.aspect, edit=self.backbone.edits,
+            image_free=settings.objective.image_free, aspects=own.aspects, caption=own.caption, null_prompt=own.guidance_prompt,
+            encode_batch=own.encode_batch,
+        )  # fmt: skip
+        return DataRequest(**values | changes)
+
+    def cache(self, settings: Settings, device: torch.device) -> Cache:
+        """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
+        own, known = settings.data, self.backbone
+        source, dtype, parts = own.encoders or own.source, settings.torch_dtype, (*known.text_parts, "vae")
+        root = Path(own.encoders)  # "." where none is given
+        if own.encoders and root.is_dir() and not any((root / part).is_dir() for part in parts):
+            raise TrainerError(f"--encoders {root}: is a folder with none of {', '.join(parts)}; expected these in it")
+        text, image = (
+            f"{known.core.name} {identity(files)}" for files in (known.text_files(source), known.image_files(source))
+        )
+        return Cache(
+            own.cache or settings.run.out / "cache" / known.core.name,
+            Encoder(text, lambda: known.text_encoder(source, dtype=dtype, device=device).encode_text),
+            Encoder(image, lambda: known.image_codec(source, device=device).encode_image),
+            dtype,
+        )
+
+    def preview(self, network: Velocity, prepared: PreparedImages, device: torch.device) -> dict[str, list[Tensor]]:
+        """A row a prompt, at 1, 2 and 4 NFE.  The autoencoder is loaded for it, and freed."""
+        chosen = [s for s in self.backbone.sampling if s.steps <= 4]
+        start = lambda size, seed: noise(1, self.backbone.shape(prepared.model, size), seed).to(device)
+        latents = [
+            generate(network, start(size, seed), cond, sampling)
+            for sampling in chosen
+            for seed, (_, size, cond) in enumerate(prepared.shown)
+        ]
+        made = iter(self.images(prepared.settings, latents, device))
+        return {f"{s.steps} NFE": [small(next(made)) for _ in prepared.shown] for s in chosen}
+
+    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
+        codec = self.backbone.image_codec(settings.data.encoders or settings.data.source, device=device)
+        if hasattr(codec.vae, "enable_tiling"):
+            codec.vae.enable_tiling()  # the transformer leaves little room
+        return [codec.decode(x).cpu() for x in latents]
+
+    def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
+        """There is no judge of images at large: grid.png is the last of the sample grids."""
+        if grids := sorted((folder / "samples").glob("step-*.png")):
+            write_atomically(folder / "grid.png", lambda temporary: shutil.copyfile(grids[-1], temporary))
+        return {}
+
+    def plain(self, settings: Settings, folder: Path) -> nn.Module:
+        return self.backbone.load(settings.data.source)
+
+    def conditions(
+        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
+    ) -> dict[str, Condition]:
+        """Any texts; the images to edit, the same for all."""
+        known, own = self.backbone, settings.data
+        if not texts:
+            raise TrainerError("--prompts is empty; expected one or more texts, each in quotes")
+        if bool(references) != known.edits:
+            expected = "one or more images, since it edits" if known.edits else "none, since it does not edit"
+            raise TrainerError(f"--reference: {len(references)} given to {known.name}; expected {expected}")
+        source, buckets = own.encoders or own.source, Buckets(own.resolution, known.pixels, own.aspect)
+        try:
+            files = [path.read_bytes() for path in references]
+            seen = [pixels(file, buckets.nearest(*size_of(file))) for file in files]
+        except (OSError, Broken) as error:
+            raise TrainerError(f"--reference: an image cannot be read ({error})") from None
+        encoder = known.text_encoder(source, dtype=settings.torch_dtype, device=device)
+        prompts = encoder.encode_text(texts, [seen] * len(texts)) if seen else encoder.encode_text(texts)
+        del encoder
+        data.free()
+        latents: tuple[Tensor, ...] = ()
+        if seen:
+            codec = known.image_codec(source, device=device)
+            latents = tuple(codec.encode_image(x[None]).cpu() for x in seen)
+        return {prompt.text: (*known.collate([prompt]), *latents) for prompt in prompts}
+
+
+def identity(files: list[Path]) -> str:
+    """A hash that tells these weights and settings from others, wherever they lie."""
+    digest = hashlib.sha256()
+    for path in sorted((path for path in files if path.is_file()), key=lambda path: path.parts[-2:]):
+        with open(path, "rb") as file:
+            start, size = file.read(END), path.stat().st_size
+            file.seek(max(0, size - END))
+            digest.update(repr((path.name, size)).encode() + start + file.read())
+    return digest.hexdigest()[:16]
+
+
+def small(images: Tensor) -> Tensor:
+    """Pictures (B, C, H, W), made smaller where they are wider or taller than WIDEST."""
+    share = WIDEST / max(images.shape[-2:])
+    return F.interpolate(images, scale_factor=share, mode="area") if share < 1 else images
