@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cached_prompt, model_files, registry
+from . import cached_prompt, help_pages, model_files, registry
 from .cached_prompt import CachedPrompt
 from .lora_loader import LoraLoader
 from .model_loader import ModelLoader
@@ -18,6 +18,7 @@ NODES = [ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSam
 registry.register()
 model_files.add_folder()
 cached_prompt.add_folder()
+help_pages.add_route()
 
 
 class TwinFlow(ComfyExtension):

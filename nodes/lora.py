@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import comfy.lora
 from torch import Tensor
 
-from ..twinflow.layouts import PREFIXES, Layout, diffusers_names, exchanged, last_block
+from ..twinflow.layouts import PREFIXES, Layout, exchanged
 
 FILE_PREFIXES = ("base_model.model.", *PREFIXES, "unet.", "lora_unet_", "lora_transformer_", "lycoris_")
 MARK = re.compile(r"\.(lora_|lora\.|lokr_|hada_|(alpha|diff|diff_b|dora_scale)$)")
@@ -34,17 +34,14 @@ def targets(model, layout: Layout | None) -> dict[str, object]:
     native = {key[len("diffusion_model.") : -len(".weight")]: key for key in weights}
     found = dict(native)
     if layout is not None:
-        last = last_block(native)
-        for name in diffusers_names(native, last):
-            place = layout.place(name, last)
-            if place is None or place.module not in native:
-                continue
-            key = native[place.module]
-            if place.third is not None:
-                size = weights[key][0] // 3
-                found[name] = (key, (0, place.third * size, size))
-            else:
-                found[name] = (key, None, exchanged) if place.swapped else key
+        for module, behind in layout.names_behind(native).items():
+            key = native[module]
+            for name, place in behind:
+                if place.third is not None:
+                    size = weights[key][0] // 3
+                    found[name] = (key, (0, place.third * size, size))
+                else:
+                    found[name] = (key, None, exchanged) if place.swapped else key
     return found | {name.replace(".", "_"): target for name, target in found.items()}
 
 

@@ -1,17 +1,17 @@
-"""TwinFlow LoRA Loader: a LoRA without an embedder, of any layout, with the time rule that its metadata names."""
+"""TwinFlow LoRA Loader: a LoRA without an embedder, of any layout, with the time conditioning that its metadata names."""
 
 from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..twinflow.layouts import find_layout
 from ..twinflow.weights import WeightsError
 from . import lora, model_files
-from .channel import attach, has_second_embedder, times_of
 from .loading import described
 from .model_files import LORAS, ModelFile
 from .schedule import CATEGORY
+from .supported import backbone_of
 from .text_preview import text_preview
+from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
 
 class LoraLoader(io.ComfyNode):
@@ -22,8 +22,8 @@ class LoraLoader(io.ComfyNode):
             display_name="TwinFlow LoRA Loader",
             category=CATEGORY,
             description=(
-                "Applies a LoRA of any layout, reports what was applied, and lets the model hear the times as the LoRA "
-                "was trained to."
+                "Applies a LoRA of any layout, reports what was applied, and sets the time conditioning that the LoRA "
+                "was trained with."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was made for. It is not changed; LoRAs stack."),
@@ -44,7 +44,7 @@ class LoraLoader(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model"),
-                io.String.Output(display_name="report", tooltip="Modules applied and dropped, time rule, metadata."),
+                io.String.Output(display_name="report", tooltip="Modules applied and dropped, time conditioning, metadata."),
             ],
         )
 
@@ -60,16 +60,17 @@ def apply_file(model, file: ModelFile, strength: float):
     two = has_second_embedder(model.model)
     if file.second and not two:
         raise WeightsError(
-            f"{file.name}: is a TwinFlow adapter, with a second time embedder ({file.second[0]}) that this model "
-            f"({type(model.model).__name__}) has no place for. Load base and adapter together with the TwinFlow Model Loader"
+            f"{file.name}: is a TwinFlow adapter, with a second time embedder ({file.second[0]}), which this model "
+            f"({type(model.model).__name__}) does not have. Load base and adapter together with the TwinFlow Model Loader"
         )
-    provenance, told = file.provenance, times_of(model.model, model.model_options)
+    provenance, time = file.provenance, time_conditioning_of(model.model, model.model_options)
     if provenance is not None and provenance.time == "two" and not two:
         raise WeightsError(
             f"{file.name}: was trained with a second time embedder (twinflow.time is 'two'), which neither the file nor this "
             f"model ({type(model.model).__name__}) has. Load its checkpoint or adapter with the TwinFlow Model Loader first"
         )
-    layout = find_layout({key.removeprefix("diffusion_model."): None for key in model.model.state_dict()})
+    backbone = backbone_of(model.model)
+    layout = backbone and backbone.layout
     patcher, result = lora.apply(model, file.tensors([key for key in file.keys if key not in file.second]), strength, layout)
     if not result.applied:
         raise WeightsError(
@@ -81,7 +82,8 @@ def apply_file(model, file: ModelFile, strength: float):
         embedder = layout.to_native(file.tensors(file.second))
         patcher.add_patches({f"diffusion_model.{key}": ("set", (tensor,)) for key, tensor in embedder.items()})
         lines.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")
-    rule = "two" if two else provenance.time if provenance else told.rule
-    told = replace(told, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else told.recommended)
-    lines.append(f"time rule: {rule}" + ("" if provenance else " (the file names none; TwinFlow Model Patch sets another)"))
-    return attach(patcher, told), "\n".join(lines)
+    rule = "two" if two else provenance.time if provenance else time.rule
+    time = replace(time, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else time.recommended)
+    unnamed = "" if provenance else " (the file names none; TwinFlow Model Patch sets another)"
+    lines.append(f"time conditioning: {rule}{unnamed}")
+    return attach(patcher, time), "\n".join(lines)

@@ -9,9 +9,11 @@ from pathlib import Path
 import folder_paths
 from torch import Tensor
 
-from ..twinflow.layouts import PREFIXES, Layout, bare, find_layout, is_second_embedder
+from ..twinflow.backbones import Backbone, is_second_embedder
+from ..twinflow.layouts import PREFIXES, bare
 from ..twinflow.weights import Provenance, WeightsError, load, read_header
 from . import gguf_files, lora
+from .supported import backbone_of_keys
 
 MODELS, LORAS = "twinflow_models", "loras"
 SAFE = (".safetensors", ".sft")
@@ -54,7 +56,7 @@ def where(folder: str) -> str:
 
 @dataclass
 class ModelFile:
-    """What a file says of itself: its keys with dtypes, without their prefixes, its layout and its metadata."""
+    """A file's header: its keys, without their prefixes, dtypes, backbone and metadata."""
 
     path: str
     keys: dict[str, str]
@@ -67,8 +69,8 @@ class ModelFile:
         return Path(self.path).name
 
     @property
-    def layout(self) -> Layout | None:
-        return find_layout(self.keys)
+    def backbone(self) -> Backbone | None:
+        return backbone_of_keys(self.keys)
 
     @property
     def second(self) -> list[str]:
@@ -85,7 +87,8 @@ class ModelFile:
     def tensors(self, keys: list[str] | None = None) -> dict[str, Tensor]:
         """These tensors under their bare names; no other is read.  Quantised ones that must be renamed come unpacked."""
         keys = list(self.keys if keys is None else keys)
-        read = self.read([self.keys[key] for key in keys], self.layout is None or self.layout.native not in self.keys)
+        renamed = self.backbone is None or self.backbone.layout.native not in self.keys
+        read = self.read([self.keys[key] for key in keys], renamed)
         return {key: read[self.keys[key]] for key in keys}
 
     def keys_found(self) -> str:

@@ -6,6 +6,7 @@ from . import model_files
 from .loading import DTYPES, load_model
 from .model_files import LORAS, MODELS
 from .schedule import CATEGORY
+from .supported import names
 from .text_preview import text_preview
 
 NONE = "none"
@@ -26,8 +27,7 @@ class ModelLoader(io.ComfyNode):
                     "model_name",
                     options=model_files.names(MODELS),
                     tooltip=(
-                        "A Qwen-Image, Z-Image or SD3.5 file in models/diffusion_models, .safetensors or .gguf, with any "
-                        "of the usual prefixes."
+                        f"A {names()} file in models/diffusion_models, .safetensors or .gguf, with any of the usual prefixes."
                     ),
                 ),
                 io.Combo.Input(

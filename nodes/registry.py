@@ -1,81 +1,31 @@
 """Model classes that ComfyUI's own detection finds, so that its stock loaders keep the second time embedder.
 
 `comfy.model_detection` takes the first class in `comfy.supported_models.models` that matches.  Ours stand in front and
-match only files with a second embedder, and small models whose widths the stock classes do not know.
+match only files with a second time embedder, and small models whose widths the stock classes do not know.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib import import_module
 
 import comfy.latent_formats
 import comfy.model_base
-import comfy.supported_models as stock
+import comfy.supported_models
+import torch
+from torch import Tensor
 
-from . import backbones, widths
-
-
-@dataclass(frozen=True)
-class Family:
-    """One row per backbone.  second: a key that only files with a second embedder have.  small_net: for small plain files."""
-
-    config: type
-    base: type
-    key: str
-    net: type
-    small_net: type | None
-    widths: object
-    signs: tuple[str, ...]
+from ..twinflow.backbones import WEIGHT_BIAS, Backbone
+from .backbones import Model
+from .supported import supported
 
 
-def families() -> list[Family]:
-    rows = [
-        Family(
-            stock.QwenImage,
-            comfy.model_base.QwenImage,
-            "time_text_embed_2.timestep_embedder.linear_1.weight",
-            backbones.QwenImage,
-            None,
-            widths.qwen_image,
-            ("transformer_blocks.0.attn.norm_q.weight", "img_in.bias", "txt_norm.weight", "proj_out.bias"),
-        ),
-        Family(
-            stock.SD3,
-            comfy.model_base.SD3,
-            "t_embedder_2.mlp.0.weight",
-            backbones.SD3,
-            None,
-            widths.sd3,
-            ("joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight", "y_embedder.mlp.0.weight"),
-        ),
-    ]
-    if hasattr(stock, "ZImage"):  # ComfyUI 0.3.74
-        signs = (
-            "layers.0.attention.q_norm.weight",
-            "noise_refiner.0.adaLN_modulation.0.weight",
-            "cap_embedder.1.bias",
-            "final_layer.linear.bias",
-        )
-        rows.append(
-            Family(
-                stock.ZImage,
-                comfy.model_base.Lumina2,
-                "t_embedder_2.mlp.0.weight",
-                backbones.ZImage,
-                backbones.SmallZImage,
-                widths.z_image,
-                signs,
-            )
-        )
-    return rows
-
-
-class WithNet(comfy.model_base.BaseModel):
+class WithNetwork(comfy.model_base.BaseModel):
     """Stands between a stock model and BaseModel, and hands the latter our network in place of the stock one."""
 
-    net: type
+    network: type
 
     def __init__(self, model_config, model_type, device=None, unet_model=None):
-        super().__init__(model_config, model_type, device=device, unet_model=self.net)
+        super().__init__(model_config, model_type, device=device, unet_model=self.network)
 
 
 class Pixels(comfy.latent_formats.LatentFormat):
@@ -92,65 +42,74 @@ class Pixels(comfy.latent_formats.LatentFormat):
     process_out = process_in
 
 
-def shapes_of(state_dict: dict, prefix: str):
-    def shape(key: str):
-        tensor = state_dict.get(prefix + key)
-        return None if tensor is None else tuple(tensor.shape)
+def shapes_of(record: Backbone, state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
+    """Of the weights behind the prefix, by diffusers' names.  What quantisation adds to them is left out."""
+    shells = {
+        key[len(prefix) :]: torch.empty(tensor.shape, device="meta")
+        for key, tensor in state_dict.items()
+        if key.startswith(prefix) and tensor.ndim and ("." not in key[len(prefix) :] or key.endswith(WEIGHT_BIAS))
+    }
+    return {key: tuple(shell.shape) for key, shell in record.layout.to_diffusers(shells).items()}
 
-    return shape
+
+def settings_of(record: Backbone, model: Model, state_dict: Mapping[str, Tensor], prefix: str) -> dict | None:
+    """What to change in the detected configuration; None for the tensors of another model."""
+    if prefix + record.layout.native not in state_dict:
+        return None
+    shapes = shapes_of(record, state_dict, prefix)
+    try:
+        return model.settings(record.widths(shapes), shapes)
+    except (KeyError, ValueError, IndexError):  # a tensor is absent, or of another rank
+        return None
 
 
-def model_config(family: Family) -> type:
+def config_class(record: Backbone, model: Model) -> type:
     """The class to register for this backbone."""
-    second = type("TwinFlow" + family.base.__name__, (family.base, WithNet), {"net": family.net})
-    small = family.small_net and type("Small" + family.base.__name__, (family.base, WithNet), {"net": family.small_net})
+    name = model.base.__name__
+    second = type("TwinFlow" + name, (model.base, WithNetwork), {"network": model.network})
+    small = model.small and type("Small" + name, (model.base, WithNetwork), {"network": model.small})
+    image_model = model.config.unet_config.get("image_model")
+    key = record.second[0]
 
-    class Config(family.config):
-        twinflow_key = family.key
+    class Config(model.config):
+        twinflow_backbone = record.name
 
         @classmethod
         def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
-            if state_dict is None:
+            if state_dict is None or (image_model and unet_config.get("image_model") != image_model):
                 return False
-            prefix = unet_key_prefix or prefix_before(family.signs[0], state_dict)
-            if not all(prefix + key in state_dict for key in family.signs):
-                return False
-            if (
-                "image_model" in family.config.unet_config
-                and unet_config.get("image_model") != family.config.unet_config["image_model"]
-            ):
-                return False
-            return prefix + family.key in state_dict or bool(family.widths(shapes_of(state_dict, prefix)))
+            prefix = unet_key_prefix or prefix_before(record.layout.native, state_dict)
+            settings = settings_of(record, model, state_dict, prefix)
+            return settings is not None and (prefix + key in state_dict or bool(settings))
 
         def get_model(self, state_dict, prefix="", device=None):
-            small_widths = family.widths(shapes_of(state_dict, prefix))
-            self.unet_config = {**self.unet_config, **small_widths}
-            if small_widths.get("out_channels") == Pixels.latent_channels:
+            settings = settings_of(record, model, state_dict, prefix) or {}
+            self.unet_config = {**self.unet_config, **settings}
+            if settings.get("out_channels") == Pixels.latent_channels:
                 self.latent_format = Pixels()
-            if prefix + family.key in state_dict:
+            if prefix + key in state_dict:
                 return second(self, device=device)
             return small(self, device=device) if small else super().get_model(state_dict, prefix, device)
 
-    Config.__name__ = Config.__qualname__ = "TwinFlow" + family.config.__name__
+    Config.__name__ = Config.__qualname__ = "TwinFlow" + model.config.__name__
     return Config
 
 
-def prefix_before(key: str, state_dict: dict) -> str:
+def prefix_before(key: str, state_dict: Mapping[str, Tensor]) -> str:
     """What stands before this key in the file; ComfyUI 0.3.64 does not tell."""
     return next((name[: -len(key)] for name in state_dict if name.endswith(key)), "")
 
 
 def register() -> list[type]:
     """Put our classes in front of the stock ones; a backbone for which ComfyUI has such a class already is left to it."""
-    added = []
-    for family in families():
-        if any(getattr(c, "twinflow_key", None) == family.key and issubclass(c, family.config) for c in stock.models):
+    stock, added = comfy.supported_models.models, []
+    for file, record in supported().items():
+        model = import_module(f".backbones.{file}", __package__).MODEL
+        if model is None or any(getattr(c, "twinflow_backbone", None) == record.name for c in stock):
             continue
-        if any(key.endswith(family.key) for c in stock.models if issubclass(c, family.config) for key in c.required_keys):
-            logging.info(
-                "[TwinFlow] ComfyUI itself knows %s with two time embedders; its class is used", family.config.__name__
-            )
+        if any(key.endswith(record.second[0]) for c in stock if issubclass(c, model.config) for key in c.required_keys):
+            logging.info("[TwinFlow] ComfyUI itself has %s with a second time embedder; its class is used", record.title)
             continue
-        added.append(model_config(family))
-        stock.models.insert(0, added[-1])
+        added.append(config_class(record, model))
+        stock.insert(0, added[-1])
     return added

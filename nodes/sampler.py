@@ -7,16 +7,16 @@ import torch
 from comfy_api.latest import io
 
 from ..twinflow.presets import Sampling
-from .channel import times_of
-from .sampling import unified_sampler
+from .comfy_sampler import unified_sampler
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
+from .time_conditioning import time_conditioning_of
 
 FROM_FILE = "recommended by the file"
 
 
 def recommended(model) -> Sampling:
     """The best settings that the model's files name.  Raises ValueError where they name none."""
-    settings = times_of(model.model, model.model_options).recommended
+    settings = time_conditioning_of(model.model, model.model_options).recommended
     if not settings:
         raise ValueError(
             f"the preset is {FROM_FILE!r}, but no file that this model was loaded from names sampling settings "
@@ -68,7 +68,7 @@ class Sampler(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip=(
-                        "Leave it at 1: guidance is trained in, and the negative prompt is not even evaluated. Above 1 "
+                        "Leave it at 1: guidance is trained in, and the negative prompt is not evaluated. Above 1 "
                         "each step costs twice."
                     ),
                 ),

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..twinflow.sampler import STYLES
-from .sampling import unified_sampler
+from .comfy_sampler import unified_sampler
 from .schedule import CATEGORY
 
 NOISE = {"constant": None, "sde": "sde", "sde, first step kept": "sde-first"}

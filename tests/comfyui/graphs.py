@@ -70,7 +70,7 @@ def qwen_image_lora():
 **Model** `qwen_image_fp8_e4m3fn.safetensors` -> `models/diffusion_models`
 {QWEN}
 **LoRA** `qwen-image-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time.
-The loader reads from it how the model hears the times and how to sample it. An adapter, which has a second time
+The loader reads its time conditioning and how to sample it from the file. An adapter, which has a second time
 embedder, goes into the TwinFlow Model Loader instead.""",
         {
             "model": node("UNETLoader", unet_name="qwen_image_fp8_e4m3fn.safetensors", weight_dtype="default"),
@@ -150,7 +150,7 @@ from [stabilityai/stable-diffusion-3.5-medium]({HF}/stabilityai/stable-diffusion
 from [Comfy-Org/stable-diffusion-3.5-fp8]({HF}/Comfy-Org/stable-diffusion-3.5-fp8) (`text_encoders`)
 **LoRA** `sd3.5-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time
 
-TwinFlow Model Patch shows how the model hears the times; set it to folded for a LoRA whose file does not say so.""",
+TwinFlow Model Patch shows the model's time conditioning; set it to folded for a LoRA whose file does not say so.""",
         {
             "model": node("UNETLoader", unet_name="sd3.5_medium.safetensors", weight_dtype="default"),
             "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="sd3.5-lora.safetensors", strength=1.0),
@@ -167,7 +167,7 @@ TwinFlow Model Patch shows how the model hears the times; set it to folded for a
 def img2img():
     return (
         f"# Image to image with Z-Image Turbo\n{Z}\n\n"
-        "Denoise says how far the picture may move; the number of steps stays the same.",
+        "Denoise sets how far the image may change; the number of steps stays the same.",
         {
             "model": Z_MODEL,
             **Z_TEXT,

@@ -18,18 +18,18 @@ def family(graph: dict) -> str:
     return next(kind for start, kind in FAMILY.items() if names[0].startswith(start))
 
 
-def write(models: Path, goldens: Path, layouts, *, z_image: bool) -> None:
-    """All files of all workflows.  layouts: twinflow.layouts."""
+def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
+    """All files of all workflows.  find: of twinflow.backbones."""
     families = {name: tiny.read(goldens, name) for name in ("qwen", "sd3") + (("zimage",) if z_image else ())}
     unets, loras, prompts = (models / name for name in ("diffusion_models", "loras", "prompts"))
     qwen, sd3 = families["qwen"], families["sd3"]
     tiny.save(qwen.weights, unets / "TwinFlow-Qwen-Image-v1.0.safetensors")
     for name in ("qwen_image_fp8_e4m3fn", "qwen_image_edit_2509_fp8_e4m3fn"):
         tiny.save(qwen.plain, unets / f"{name}.safetensors")
-    tiny.save(layouts.find_layout(sd3.plain).to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
+    tiny.save(find(sd3.plain).layout.to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
     if z_image:
         z = families["zimage"]
-        tiny.save(layouts.find_layout(z.weights).to_native(z.weights), unets / "TwinFlow_Z_Image_Turbo_bf16.safetensors")
+        tiny.save(find(z.weights).layout.to_native(z.weights), unets / "TwinFlow_Z_Image_Turbo_bf16.safetensors")
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)

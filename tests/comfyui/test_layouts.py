@@ -11,16 +11,15 @@ def test_native_tensors_are_those_of_comfyui_s_converter(comfy, goldens, file, s
 
     if file == "zimage" and comfy.version < (0, 18):
         pytest.skip("this ComfyUI does not convert Z-Image")
-    layouts = comfy.part("twinflow.layouts")
     generator = torch.Generator().manual_seed(0)
     tensors = {
         key: torch.randn([n * scale if n > 1 else n for n in t.shape], generator=generator)
         for key, t in load_file(goldens / f"{file}_weights.safetensors").items()
     }
-    layout = layouts.find_layout(tensors)
-    native = layout.to_native(tensors)
+    backbone = comfy.part("twinflow.backbones").find(tensors)
+    native = backbone.layout.to_native(tensors)
     theirs = model_detection.convert_diffusers_mmdit(dict(tensors))
-    own = set(layout.second)  # ComfyUI knows no second embedder
+    own = set(backbone.second)  # ComfyUI knows no second embedder
     assert set(native) - own == set(theirs) - own
     for key in set(native) - own:
         assert torch.equal(native[key], theirs[key]), key

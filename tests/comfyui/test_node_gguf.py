@@ -74,7 +74,7 @@ def test_diffusers_names_are_renamed(models, run, comfy, goldens):
     golden = tiny.read(goldens, "zimage")
     file = write(models / "z.gguf", golden.weights, gguf.GGMLQuantizationType.Q8_0)
     model, report = run("TwinFlowModelLoader", model_name=file)
-    assert "diffusers names" in report and model.model.diffusion_model.hears_two_times
+    assert "diffusers names" in report and model.model.diffusion_model.has_second_embedder
 
 
 def test_plain_gguf_with_an_embedder_file(models, run, weights):

@@ -30,7 +30,7 @@ def test_prefixes(golden, models, run, prefix):
     bare = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
     model, report = run(
         "TwinFlowModelLoader",
-        model_name=golden.write(models, golden.weights, prefix=prefix, name="worn"),
+        model_name=golden.write(models, golden.weights, prefix=prefix, name="prefixed"),
         weight_dtype="float32",
     )
     assert same(weights_of(model), weights_of(bare))
@@ -38,18 +38,18 @@ def test_prefixes(golden, models, run, prefix):
 
 
 def test_stock_loader_keeps_the_second_embedder(golden, models, run, comfy):
-    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
-    file = golden.write(models, layout.to_native(golden.weights), name="native")
+    backbone = comfy.part("twinflow.backbones").find(golden.weights)
+    file = golden.write(models, backbone.layout.to_native(golden.weights), name="native")
     model = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
-    assert comfy.part("nodes.channel").has_second_embedder(model.model)
-    assert set(layout.second) <= set(model.model.diffusion_model.state_dict())
+    assert comfy.part("nodes.time_conditioning").has_second_embedder(model.model)
+    assert set(backbone.second) <= set(model.model.diffusion_model.state_dict())
 
 
 def test_plain_file_gets_a_plain_model(golden, models, run, comfy):
-    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
-    file = golden.write(models, layout.to_native(golden.plain), name="plain_stock")
+    backbone = comfy.part("twinflow.backbones").find(golden.weights)
+    file = golden.write(models, backbone.layout.to_native(golden.plain), name="plain_stock")
     model = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
-    assert not comfy.part("nodes.channel").has_second_embedder(model.model)
+    assert not comfy.part("nodes.time_conditioning").has_second_embedder(model.model)
 
 
 @pytest.mark.parametrize("source", ["bare embedder", "whole checkpoint"])
@@ -77,7 +77,7 @@ def test_adapter_reads_only_what_it_needs(golden, models, run, comfy, monkeypatc
 
 
 def test_adapter_of_the_trainer(comfy, run, models):
-    """LoRA and second embedder in one file, as trainer writes it: the weights are base + B A, and the metadata is heard."""
+    """LoRA and second embedder in one file, as trainer writes it: the weights are base + B A, and the metadata count."""
     weights, metadata = tiny.digits(), trainer_metadata("two")
     parts = tiny.lora(weights, ("attn.to_q", "img_mlp.net.2"))
     second = {f"diffusion_model.{k}": v for k, v in tiny.second_embedder(weights).items()}
@@ -196,7 +196,9 @@ def test_garbage_is_refused(models, run, content, ending):
 def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
     refused(
-        run, "sd1.safetensors: is no Qwen-Image, Z-Image or SD3.5 model .*input_blocks.0.weight", model_name="sd1.safetensors"
+        run,
+        "sd1.safetensors: is not a Qwen-Image, SD3.5 or Z-Image model .*input_blocks.0.weight",
+        model_name="sd1.safetensors",
     )
 
 

@@ -62,7 +62,7 @@ def base(golden, comfy, run):
 
 
 def native(golden, comfy, tensors):
-    return comfy.part("twinflow.layouts").find_layout(golden.weights).to_native(tensors)
+    return comfy.part("twinflow.backbones").find(golden.weights).layout.to_native(tensors)
 
 
 def written(golden, comfy, parts, layout, *, alpha=None, extra=None, metadata=None) -> str:
@@ -174,6 +174,6 @@ def test_time_rule_of_the_metadata(golden, base, comfy, run, rule):
             run("TwinFlowLoraLoader", model=base, lora_name=file)
         return
     model, report = run("TwinFlowLoraLoader", model=base, lora_name=file)
-    assert "time rule: fold" in report
+    assert "time conditioning: fold" in report
     assert comfy.part("nodes.sampler").recommended(model).style == "any"
     assert run("TwinFlowModelPatch", model=model, times="auto", branch="real")[1].find("t - r/2") > 0

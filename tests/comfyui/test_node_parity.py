@@ -31,18 +31,18 @@ def folded(golden, comfy, run):
 
 
 def native(golden, comfy, tensors):
-    layout = comfy.part("twinflow.layouts").find_layout(tensors)
-    return {k: v.float() for k, v in layout.to_native(tensors).items()}
+    backbone = comfy.part("twinflow.backbones").find(tensors)
+    return {k: v.float() for k, v in backbone.layout.to_native(tensors).items()}
 
 
 def velocity(golden, comfy, patcher, case):
     """The model's velocity at the case's times, as ComfyUI's apply_model gives it."""
     t, r = torch.tensor(case["t"]), torch.tensor(case["tt"])
     x = golden.tensors["x"].unsqueeze(2) if golden.name == "qwen" else golden.tensors["x"]
-    channel = comfy.part("nodes.channel")
-    told = channel.times_of(patcher.model, patcher.model_options)
+    module = comfy.part("nodes.time_conditioning")
+    time = module.time_conditioning_of(patcher.model, patcher.model_options)
     options = dict(patcher.model_options["transformer_options"], wrappers=patcher.wrappers)
-    options[channel.KEY] = told if told.branch == "twin" else told.aimed(r)
+    options[module.KEY] = time if time.branch == "twin" else time.with_target(r)
     extra = {"zimage": dict(num_tokens=golden.tensors["c0"].shape[1]), "sd3": dict(y=golden.tensors["c1"])}.get(golden.name, {})
     with torch.no_grad():
         data = patcher.model.apply_model(x, t.abs(), c_crossattn=golden.tensors["c0"], transformer_options=options, **extra)
@@ -83,7 +83,7 @@ def test_sampler(golden, comfy, run, two_times, folded, lora, monkeypatch):
     if not cases:
         pytest.skip("this goldens folder holds no float32 sample of this kind; TWINFLOW_GOLDENS names a fuller one")
     model = folded if lora else two_times
-    monkeypatch.setattr(comfy.part("nodes.sampling"), "FreshNoise", lambda seed: recorded_noise(golden))
+    monkeypatch.setattr(comfy.part("nodes.comfy_sampler"), "FreshNoise", lambda seed: recorded_noise(golden))
     for name, case in cases.items():
         gaps, warp = case["rfba_gap_steps"], case["time_dist_ctrl"]
         sigmas = run(

@@ -1,4 +1,4 @@
-"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; and told when they are wrong."""
+"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; and an error or a warning when they are wrong."""
 
 import logging
 
@@ -285,7 +285,7 @@ def test_nodes_that_change_the_times_are_met_with_a_warning(run, golden, model, 
     wrong = (golden.name == "sd3") == (node == "ModelSamplingAuraFlow")
     with caplog.at_level(logging.WARNING):
         sample(model=shifted)
-        assert ("was trained with times" in caplog.text) == wrong
+        assert ("it was trained with" in caplog.text) == wrong
 
 
 def test_other_kinds_of_models_and_sigmas_are_refused(run, model, sample):
@@ -296,28 +296,28 @@ def test_other_kinds_of_models_and_sigmas_are_refused(run, model, sample):
         sample(sigmas=torch.tensor([14.6, 3.0, 0.0]))
 
 
-def test_a_model_that_cannot_hear_the_target_is_met_with_a_warning(run, golden, comfy, sample, caplog):
-    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
-    file = golden.write(comfy.models / "diffusion_models", layout.to_native(golden.plain), name="deaf")
+def test_a_model_without_the_target_time_is_met_with_a_warning(run, golden, comfy, sample, caplog):
+    backbone = comfy.part("twinflow.backbones").find(golden.weights)
+    file = golden.write(comfy.models / "diffusion_models", backbone.layout.to_native(golden.plain), name="without_target")
     plain = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
     with caplog.at_level(logging.WARNING):
         sample(model=plain, preset="30 steps")
-        assert "hears the time t alone" not in caplog.text
+        assert "gets the time t only" not in caplog.text
         sample(model=plain, preset="8 steps")
-        assert "hears the time t alone" in caplog.text
+        assert "gets the time t only" in caplog.text
 
 
 def test_twin_answers_differently(run, model, golden, sample):
     twin, report = run("TwinFlowModelPatch", model=model, times="auto", branch="twin")
     assert "branch twin" in report
     same = close(sample(model=twin, preset="30 steps"), sample(preset="30 steps"), 1e-3)
-    assert same == (golden.name == "zimage")  # the released Z-Image hears |u|: its twin is itself
+    assert same == (golden.name == "zimage")  # the released Z-Image is asked at |u|: its twin is itself
 
 
 def test_patch_off_is_the_plain_model(run, golden, comfy, model, sample):
     off = run("TwinFlowModelPatch", model=model, times="off", branch="real")[0]
-    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
-    weights = {k: v.float() for k, v in layout.to_native(golden.plain).items()}
+    backbone = comfy.part("twinflow.backbones").find(golden.weights)
+    weights = {k: v.float() for k, v in backbone.layout.to_native(golden.plain).items()}
     plain = run(
         "UNETLoader", unet_name=golden.write(comfy.models / "diffusion_models", weights, name="off"), weight_dtype="default"
     )[0]

@@ -47,8 +47,8 @@ def golden(request, comfy, goldens):
 @pytest.fixture
 def base(golden, comfy):
     """The plain model's file, in the layout that the stock loader needs."""
-    layout = comfy.part("twinflow.layouts").find_layout(golden.weights)
-    weights = {k: v.float() for k, v in layout.to_native(golden.plain).items()}
+    backbone = comfy.part("twinflow.backbones").find(golden.weights)
+    weights = {k: v.float() for k, v in backbone.layout.to_native(golden.plain).items()}
     return golden.write(comfy.models / "diffusion_models", weights, name="trained_base")
 
 

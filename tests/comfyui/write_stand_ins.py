@@ -15,7 +15,7 @@ import comfy.supported_models  # noqa: E402
 import stand_ins  # noqa: E402
 
 sys.path.append(str(here.parents[1]))
-layouts = importlib.import_module("twinflow.layouts")
-stand_ins.write(models, goldens, layouts, z_image=hasattr(comfy.supported_models, "ZImage"))
+find = importlib.import_module("twinflow.backbones").find
+stand_ins.write(models, goldens, find, z_image=hasattr(comfy.supported_models, "ZImage"))
 reads_width = "decoder.head.0.gamma" in (comfyui / "comfy" / "sd.py").read_text()  # older versions know one width only
 stand_ins.write_vaes(models / "vae", 8 if reads_width else 96)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer.backbones import qwen_image, sd3, z_image
-from trainer.config import Config
 from trainer.generate import generate, load_trained
 from trainer.weights.trainee import Trainee
 from twinflow import objective
@@ -64,7 +63,7 @@ def write(goldens: Path, folder: Path) -> None:
         x, cond = recorded["x"], (recorded["c0"], other)
         for mode, options in MODES.items():
             torch.manual_seed(0)
-            trainee = Trainee(backbone, plain(backbone, config, weights), Config(**options, dtype="fp32"))
+            trainee = Trainee(backbone, plain(backbone, config, weights), from_flat({**options, "dtype": "fp32"}))
             path = folder / f"{name}_{mode}.safetensors"
             values = trained(trainee, x, cond)
             save(trainee.file(values), path, trainee.provenance(2).to_metadata())
@@ -80,7 +79,7 @@ def write(goldens: Path, folder: Path) -> None:
 def start(backbone, config, weights, options, folder: Path) -> Path:
     """The file of a training that has not begun."""
     torch.manual_seed(0)
-    trainee = Trainee(backbone, plain(backbone, config, weights), Config(**options, dtype="fp32"))
+    trainee = Trainee(backbone, plain(backbone, config, weights), from_flat({**options, "dtype": "fp32"}))
     path = folder / "start.safetensors"
     save(trainee.file({name: p.detach() for name, p in trainee.tensors.items()}), path, trainee.provenance(0).to_metadata())
     return path

@@ -3,6 +3,8 @@
 Its output is data - noise, the other way round than everybody's; ComfyUI's and the trainer's classes each turn it.
 """
 
+from dataclasses import replace
+
 from ..layouts import Layout, Rule, blocks, fused
 from ..time_embedding import SecondEmbedder, to_signal
 from . import Backbone, Shapes, axes, keys
@@ -42,7 +44,7 @@ BACKBONE = Backbone(
     ),
     widths=widths,
     time=TIME,
-    native_time=TIME,
+    native_time=replace(TIME, rows="last"),  # ComfyUI puts the reference images' rows first
     second=keys("t_embedder_2.mlp", "02"),
     note="ComfyUI 0.3.74 and later",
 )

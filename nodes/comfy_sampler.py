@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from ..twinflow import path
 from ..twinflow.sampler import sample
-from .channel import KEY, Times, counts_towards_data, times_of
+from .supported import backbone_of, names
+from .time_conditioning import KEY, TimeConditioning, time_conditioning_of
 
 # An empty latent noised from here on is text to image: it starts from noise alone, as the released sampler does.
 PURE_NOISE = 0.9
@@ -34,14 +35,14 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
     times = sigmas.cpu()  # the only wait for the device
     check_model(base, times)
     model_options = extra_args.pop("model_options", {})
-    told = times_of(base, model_options)
-    warn_if_deaf(base, told, options["style"])
+    time = time_conditioning_of(base, model_options)
+    warn_without_target(base, time, options["style"])
     if times[0] > PURE_NOISE and not torch.count_nonzero(model.latent_image):
         x = x / times[0].to(x)  # ComfyUI scaled the noise by the first time
 
     def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        data = model(x_t, t, **extra_args, model_options=aimed(model_options, told, r))
+        data = model(x_t, t, **extra_args, model_options=with_target(model_options, time, r))
         return (x_t - data) / path.like(t, x_t)
 
     with tqdm(total=len(times) - 1, disable=disable) as bar:
@@ -55,9 +56,9 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
         return sample(velocity, x, times, noise_like=noise, callback=report, **options)
 
 
-def aimed(model_options: dict, told: Times, r: Tensor) -> dict:
-    """The model's options with the target of this step; the originals stay as they are."""
-    transformer_options = {**model_options.get("transformer_options", {}), KEY: told.aimed(r)}
+def with_target(model_options: dict, time: TimeConditioning, r: Tensor) -> dict:
+    """The model's options with the target time of this step; the originals stay as they are."""
+    transformer_options = {**model_options.get("transformer_options", {}), KEY: time.with_target(r)}
     return {**model_options, "transformer_options": transformer_options}
 
 
@@ -83,41 +84,35 @@ def check_model(base, times: Tensor) -> None:
     if not isinstance(base.model_sampling, comfy.model_sampling.CONST):
         raise ValueError(
             f"the model {name} does not predict a flow-matching velocity; the TwinFlow sampler needs one that does "
-            "(Qwen-Image, Z-Image, SD3.5). Use another SAMPLER for this model"
+            f"({names()}). Use another SAMPLER for this model"
         )
     if times.max() > 1:
         raise ValueError(
             f"sigmas start at {times.max():.4g}; flow-matching times lie between 1 and 0. "
             "Connect TwinFlow Schedule, or another scheduler made for this model"
         )
-    expected = expected_scale(base)
-    heard = float(base.model_sampling.timestep(torch.tensor(0.5))) / 0.5
-    if expected and abs(heard - expected) > 1e-3 * expected:
+    backbone = backbone_of(base)
+    scale = float(base.model_sampling.timestep(torch.tensor(0.5))) / 0.5
+    if backbone is not None and abs(scale - backbone.native_scale) > 1e-3 * backbone.native_scale:
         logging.warning(
-            "[TwinFlow] a node before the sampler (ModelSamplingSD3, ModelSamplingAuraFlow or the like) makes %s hear its time "
-            "times %g; it was trained with times %g. The image will be wrong: remove or bypass that node",
+            "[TwinFlow] a node before the sampler (ModelSamplingSD3, ModelSamplingAuraFlow or the like) multiplies the time of "
+            "%s by %g; it was trained with %g. The image will be wrong: remove or bypass that node",
             name,
-            heard,
-            expected,
+            scale,
+            backbone.native_scale,
         )
 
 
-def expected_scale(base) -> float | None:
-    """What this backbone's time is multiplied with before it hears it; None for a backbone that we do not know."""
-    if counts_towards_data(base) or isinstance(base, comfy.model_base.QwenImage):
-        return 1.0
-    return 1000.0 if isinstance(base, comfy.model_base.SD3) else None
-
-
-def warn_if_deaf(base, told: Times, style: str) -> None:
-    """A model that hears t alone cannot tell a jump to r from the velocity at t."""
-    if told.rule == "off" and style != "multi":
+def warn_without_target(base, time: TimeConditioning, style: str) -> None:
+    """A model that gets t only cannot tell a jump to r from the velocity at t."""
+    if time.rule == "off" and style != "multi":
         advice = (
             "right for a TwinFlow LoRA without an embedder" if style == "few" else "a TwinFlow LoRA needs the folded time here"
         )
         logging.log(
             logging.INFO if style == "few" else logging.WARNING,
-            "[TwinFlow] %s hears the time t alone, not the step's target: %s (TwinFlow LoRA Loader or TwinFlow Model Patch)",
+            "[TwinFlow] %s gets the time t only, not the target time of the step: %s (TwinFlow LoRA Loader or TwinFlow Model "
+            "Patch)",
             type(base).__name__,
             advice,
         )
