@@ -33,15 +33,15 @@ from transformers import Qwen2Config, Qwen2Model
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from step_cost import SETTINGS, straightforward  # noqa: E402
+from trainer.data.pictures import pixels  # noqa: E402
+from trainer.plan.sizes import SIZES  # noqa: E402
 
 from trainer.backbones.qwen_image import BACKBONE  # noqa: E402
 from trainer.config import Config  # noqa: E402
 from trainer.data import Cache, Encoder, Settings, prepare  # noqa: E402
-from trainer.data.pictures import pixels  # noqa: E402
 from trainer.plan.memory import plan  # noqa: E402
-from trainer.plan.sizes import SIZES  # noqa: E402
 from trainer.plan.table import setup_of  # noqa: E402
-from trainer.weights.trainee import Trainee, With  # noqa: E402
+from trainer.weights.trainee import Trainee  # noqa: E402
 from twinflow import objective  # noqa: E402
 from twinflow.ema import EMA  # noqa: E402
 from twinflow.prompts import Prompt  # noqa: E402
@@ -106,7 +106,7 @@ class Run:
             p.data.add_(0.02 * torch.randn_like(p))
         self.parameters = list(self.trainee.tensors.values())
         self.average = EMA(self.parameters, 0.99)
-        self.teacher = With(self.trainee.network, dict(zip(self.trainee.tensors, self.average.shadow)))
+        self.teacher = WithWeights(self.trainee.network, dict(zip(self.trainee.tensors, self.average.shadow)))
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)
 
     def __call__(self, loss) -> float:

@@ -27,7 +27,7 @@ from twinflow.objective import Objective, draw, role_times  # noqa: E402
 from twinflow.roles import share_out  # noqa: E402
 
 TARGETS = {"forward equivalents": 0.78, "wall time": 0.80}
-SETTINGS = Objective(guidance=0.5)  # published roles 1:1:1:1, order 2, Barron, rectified
+SETTINGS = Objective(guidance_ratio=0.5)  # published roles 1:1:1:1, order 2, Barron, rectified
 
 
 class Net(nn.Module):

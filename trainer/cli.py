@@ -1,6 +1,7 @@
 """The command line of trainer.lora and trainer.full: every setting as an option, the most used ones first in --help."""
 
 import difflib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
         dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
         settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
-            print(yaml.safe_dump(settings.flat(), sort_keys=False, allow_unicode=True), end="")
+            print(json.dumps(settings.flat(), indent=2))
         elif cards is not None:
             from .plan import table
 

@@ -18,12 +18,12 @@ from trainer.backbones import openuni, qwen_image, qwen_image_edit, sana, sd3, z
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
-    "qwen-image": (qwen_image.BACKBONE, "qwen"),
-    "qwen-image-edit": (qwen_image_edit.BACKBONE, "qwen"),
-    "z-image": (z_image.BACKBONE, "zimage"),
-    "sd3.5": (sd3.BACKBONE, "sd3"),
-    "sana": (sana.BACKBONE, "sana"),
-    "openuni": (openuni.BACKBONE, "sana"),
+    "qwen-image": (qwen_image.BACKBONES["qwen-image"], "qwen"),
+    "qwen-image-edit": (qwen_image_edit.BACKBONES["qwen-image-edit"], "qwen"),
+    "z-image": (z_image.BACKBONES["z-image"], "zimage"),
+    "sd3.5": (sd3.BACKBONES["sd3.5"], "sd3"),
+    "sana": (sana.BACKBONES["sana"], "sana"),
+    "openuni": (openuni.BACKBONES["openuni"], "sana"),
 }
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -259,7 +259,7 @@ def edit(request):
     if request.param and "zero_cond_t" not in inspect.signature(diffusers.QwenImageTransformer2DModel.__init__).parameters:
         pytest.skip("this diffusers has no zero_cond_t")
     config = json.loads((GOLDENS / "qwen.json").read_text())["config"]
-    return made(qwen_image_edit.BACKBONE, config | ({"zero_cond_t": True} if request.param else {}))
+    return made(qwen_image_edit.BACKBONES["qwen-image-edit"], config | ({"zero_cond_t": True} if request.param else {}))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from trainer import TrainerError
-from trainer.config import Config
-from trainer.generate import generate, load_trained
-from trainer.weights.trainee import Trainee
+from trainer.config import from_flat
+from trainer.weights.inference import generate, load_trained
+from trainer.weights.trainee import Trainee, VelocityModel
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, SAMPLING
 from twinflow.roles import share_out
@@ -35,8 +35,8 @@ def test_velocity_is_that_of_the_pipeline(edit, edit_whole):
             img_shapes=[shapes] * 2, return_dict=False, **old,
         )[0][:, : packed[0].shape[1]]  # fmt: skip
         wanted = pipe._unpack_latents(out, 64, 64, 8)[:, :, 0]
-        ours = edit.backbone.velocity(pipe.transformer, x, t, t * 0, (embeds, mask, *pictures()), time="fold")
-        blind = edit.backbone.velocity(pipe.transformer, x, t, t * 0, (embeds, mask), time="fold")
+        ours = edit.backbone.velocity(pipe.transformer, x, t, (embeds, mask, *pictures()))
+        blind = edit.backbone.velocity(pipe.transformer, x, t, (embeds, mask))
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
     assert (ours - blind).abs().max() > 1e-3, "the references are seen"
 
@@ -44,17 +44,17 @@ def test_velocity_is_that_of_the_pipeline(edit, edit_whole):
 def test_at_equal_times_the_second_embedder_changes_nothing(edit):
     (x, cond, _), t, model = edit.batch(2), torch.tensor([0.8, 0.3]), edit.plain()
     with torch.no_grad():
-        before = edit.backbone.velocity(model, x, t, t * 0, (*cond, *pictures()), time="fold")
-        edit.backbone.second_embedder.install(model)
-        after = edit.backbone.velocity(model, x, t, t, (*cond, *pictures()), time="two")
-        far = edit.backbone.velocity(model, x, t, t * 0, (*cond, *pictures()), time="two")
+        before = edit.backbone.velocity(model, x, t, (*cond, *pictures()))
+        edit.backbone.core.time.install(model)
+        after = VelocityModel(edit.backbone, model, "two")(x, t, t, (*cond, *pictures()))
+        far = VelocityModel(edit.backbone, model, "two")(x, t, t * 0, (*cond, *pictures()))
     assert torch.equal(before, after) and not torch.equal(before, far)
 
 
 @pytest.mark.parametrize("options", [dict(mode="lora", rank=2), dict(mode="lora", time="fold", rank=2), dict(mode="full")])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_step(edit, options, checkpointing):
-    trainee = Trainee(edit.backbone, edit.plain(), Config(**options, dtype="fp32"))
+    trainee = Trainee(edit.backbone, edit.plain(), from_flat({**options, "dtype": "fp32"}))
     for name, p in trainee.tensors.items():
         if ".lora_B." in name:
             p.data += 0.01
@@ -64,7 +64,7 @@ def test_one_step(edit, options, checkpointing):
     draws = objective.draw(x, settings, torch.Generator().manual_seed(2))
     roles = share_out(4, settings.roles)
     both = ((*cond, *references), (*uncond, *references))
-    loss = objective.loss(trainee.network, x, *both, settings, roles, draws)
+    loss = objective.loss(objective.Networks(trainee.network), objective.Batch(x, *both), settings, roles, draws)
     loss.total.backward()
     assert loss.total.isfinite()
     for name, p in trainee.network.named_parameters():
@@ -79,7 +79,7 @@ def test_files(edit, mode, tmp_path):
     save_file(edit.plain().state_dict() | marks, source)
     base = edit.backbone.load(str(source))
     assert bool(getattr(base.config, "zero_cond_t", False)) == bool(marks)
-    trainee = Trainee(edit.backbone, base, Config(mode=mode, dtype="fp32"))
+    trainee = Trainee(edit.backbone, base, from_flat(dict(mode=mode, dtype="fp32")))
     for p in trainee.tensors.values():
         p.data += torch.randn_like(p) * 0.05
     path = tmp_path / "trained.safetensors"

@@ -64,11 +64,9 @@ def test_a_batch_of_prompts_goes_through_the_transformer(family, whole, encoded)
     backbone, model = family.backbone, whole.pipeline.transformer
     x, t = torch.randn(3, family.channels, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.9, 0.5, 0.1])
     with torch.no_grad():
-        together = backbone.velocity(model, x, t, t * 0, backbone.collate(encoded), time="fold")
+        together = backbone.velocity(model, x, t, backbone.collate(encoded))
         for i in range(3):
-            alone = backbone.velocity(
-                model, x[i : i + 1], t[i : i + 1], t[:1] * 0, backbone.collate(encoded[i : i + 1]), time="fold"
-            )
+            alone = backbone.velocity(model, x[i : i + 1], t[i : i + 1], backbone.collate(encoded[i : i + 1]))
             torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=2e-5)
 
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from trainer.backbones.family import blocks
+from twinflow.layouts import blocks
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "two"])
 def tensors(request, family):
-    if family.backbone.layout is None:
-        pytest.skip("ComfyUI has no such model")
+    if not family.backbone.core.layout.rules:
+        pytest.skip("the names are the same")
     model = family.plain()
     if request.param:
-        family.backbone.second_embedder.install(model)
+        family.backbone.core.time.install(model)
     return model.state_dict()
 
 
@@ -33,10 +33,10 @@ def test_converting_twice_is_converting_once(family, tensors):
 
 def test_native_names_and_order(family, tensors):
     """What is special in each layout; equality with ComfyUI's own converter is tested in tests/comfyui."""
-    native, layout = family.backbone.to_file(tensors), family.backbone.layout
+    native, layout = family.backbone.to_file(tensors), family.backbone.core.layout
     assert layout.native in native
-    if any(family.backbone.second_embedder.name in name for name in tensors):
-        assert set(layout.second) <= set(native)
+    if any(family.backbone.core.time.name in name for name in tensors):
+        assert set(family.backbone.core.second) <= set(native)
     if family.backbone.name == "z-image":
         parts = [tensors[f"layers.1.attention.to_{c}.weight"] for c in "qkv"]
         assert torch.equal(native["layers.1.attention.qkv.weight"], torch.cat(parts))

@@ -26,7 +26,7 @@ def says_the_same(family, model, wanted):
     x, cond, _ = family.batch(2)
     t = torch.tensor([0.7, 0.3])
     with torch.no_grad():
-        ours, theirs = (family.backbone.velocity(m, x, t, t * 0, cond, time="fold") for m in (model, wanted))
+        ours, theirs = (family.backbone.velocity(m, x, t, cond) for m in (model, wanted))
     assert torch.equal(ours, theirs)
 
 
@@ -112,10 +112,10 @@ def test_what_does_not_fit_is_one_line(family, whole, tmp_path):
     assert "of another size" in load(tensors | {name: torch.zeros(3)})
     assert "holds 'extra.weight'" in load(tensors | {"extra.weight": torch.zeros(3)})
     two = family.plain()
-    backbone.second_embedder.install(two)
+    backbone.core.time.install(two)
     assert "a second time embedder" in load(two.state_dict())
     (tmp_path / "config.json").unlink()
-    assert f"is no {backbone.name} transformer" in load({"layer.weight": torch.zeros(3)})
+    assert f"is not a transformer of {backbone.name}" in load({"layer.weight": torch.zeros(3)})
 
 
 def test_another_family_s_folder_is_refused(family, whole, tmp_path):

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from trainer import TrainerError
 from trainer.backbones import openuni, sources
-from twinflow.time_embedding import SECOND_EMBEDDERS
+from twinflow.backbones import sana as known
 
 from . import conftest
 
-BACKBONE = openuni.BACKBONE
+BACKBONE = openuni.BACKBONES["openuni"]
 PROMPTS = ["a cat", " a much longer prompt about a dog\n", ""]
 
 
@@ -87,9 +87,9 @@ def test_dtypes_of_the_encoder(whole):
 
 
 def test_the_second_embedder_has_the_released_names_and_start(tiny):
-    assert BACKBONE.second_embedder is SECOND_EMBEDDERS["sana"]
+    assert BACKBONE.core.time is known.TIME
     model = tiny.plain()
-    second = dict(BACKBONE.second_embedder.install(model).named_parameters(prefix="time_embed_2"))
+    second = dict(BACKBONE.core.time.install(model).named_parameters(prefix="time_embed_2"))
     layers = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
     assert second.keys() == {f"time_embed_2.{layer}.{end}" for layer in layers for end in ("weight", "bias")}
     assert second.keys() <= model.state_dict().keys()

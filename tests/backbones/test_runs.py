@@ -51,7 +51,7 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     for term in ("loss", "one_step", "multi_step", "any_step", "fake"):
         assert math.isfinite(float(last[term])) and math.isfinite(float(last[f"validation_{term}"])), term
     provenance = Provenance.from_metadata(read_header(folder / f"{name}.safetensors").metadata)
-    assert (provenance.base_model, provenance.time) == (backbone.base_model, "two")
+    assert (provenance.base_model, provenance.time) == (backbone.core.name, "two")
     assert all(t.isfinite().all() for t in load(folder / f"{name}.safetensors").values())
     if not backbone.edits:
         report = json.loads((folder / "rows-training.json").read_text())

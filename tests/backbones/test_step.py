@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config import Config
+from trainer.config import from_flat
 from trainer.weights.trainee import Trainee
 from twinflow import objective
 from twinflow.presets import OBJECTIVES
@@ -22,7 +22,7 @@ ROWS = 4
 @pytest.fixture(params=MODES)
 def trainee(request, family):
     torch.manual_seed(0)
-    made = Trainee(family.backbone, family.plain(), Config(**MODES[request.param], dtype="fp32"))
+    made = Trainee(family.backbone, family.plain(), from_flat({**MODES[request.param], "dtype": "fp32"}))
     g = torch.Generator().manual_seed(1)
     for name, p in made.tensors.items():
         if ".lora_B." in name:  # zero at the start, and then lora_A has no gradient
@@ -33,10 +33,10 @@ def trainee(request, family):
 def step(family, trainee):
     """The loss, and the gradients by name."""
     x, cond, uncond = family.batch(ROWS)
-    settings = replace(OBJECTIVES["twinflow"], guidance=0.5, order=2)
+    settings = replace(OBJECTIVES["twinflow"], guidance_ratio=0.5, order=2)
     draws = objective.draw(x, settings, torch.Generator().manual_seed(2))
     roles = share_out(ROWS, settings.roles)
-    loss = objective.loss(trainee.network, x, cond, uncond, settings, roles, draws)
+    loss = objective.loss(objective.Networks(trainee.network), objective.Batch(x, cond, uncond), settings, roles, draws)
     trainee.network.zero_grad(set_to_none=True)
     loss.total.backward()
     return loss, {name: p.grad for name, p in trainee.network.named_parameters()}
@@ -54,15 +54,15 @@ def test_every_intended_parameter_has_a_gradient_and_no_other(family, trainee):
             assert gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0, name
         else:
             assert gradient is None, name
-    second = [name for name in trained if name.startswith(f"model.{family.backbone.second_embedder.name}.")]
+    second = [name for name in trained if name.startswith(f"model.{family.backbone.core.time.name}.")]
     assert bool(second) == (trainee.time == "two")
-    if trainee.config.mode == "full":  # all but the idle
+    if trainee.settings.mode == "full":  # all but the idle
         assert {n for n in gradients if not n.startswith(idle or ("\0",))} == trained
 
 
 def test_what_is_idle_would_get_no_gradient(family):
     """So `idle` names neither too much nor, by the test above, too little."""
-    trainee = Trainee(family.backbone, family.plain(), Config(mode="full", dtype="fp32"))
+    trainee = Trainee(family.backbone, family.plain(), from_flat(dict(mode="full", dtype="fp32")))
     trainee.network.requires_grad_(True)
     _, gradients = step(family, trainee)
     idle = tuple(f"model.{name}." for name in family.backbone.idle(trainee.network.model))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.data import Cache, Encoder, Settings, prepare
+from trainer.data import Cache, DataRequest, Encoder, prepare
 from twinflow.prompts import Prompt
 
 torch.set_num_threads(1)
@@ -102,8 +102,8 @@ def prepared(cache):
     """prepared(data, ...): the data and the report at 32 px."""
 
     def make(data, *, share=(0, 1), latents=None, wait=lambda: None, **settings):
-        values = dict(resolution=32, multiple=8, aspect=2.0) | settings
-        return prepare(Settings(str(data), **values), cache, collate, latents=latents, share=share, wait=wait)
+        values = dict(resolution=32, multiple=8, aspect=2.0, aspects="1:1", encode_batch=4) | settings
+        return prepare(DataRequest(str(data), **values), cache, collate, latents=latents, share=share, wait=wait)
 
     return make
 

@@ -13,7 +13,7 @@ from trainer.data import Cache, Encoder
 from trainer.data.buckets import Buckets
 from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
-from trainer.data.rows import Picture
+from trainer.data.rows import ImageFile
 
 from .conftest import TextEncoder, collate, draw
 
@@ -83,7 +83,7 @@ def test_filling_goes_on_where_it_stopped(prepared, cache, folder, image):
 
 
 def test_everything_that_matters_changes_the_name(tmp_path, cache):
-    shot = Shot(Picture(tmp_path / "a.png"), "digest", (32, 32))
+    shot = Shot(ImageFile(tmp_path / "a.png"), "digest", (32, 32))
     caption = Caption("a", (shot,))
     other = Encoder("other", cache.text.open)
     half = Cache(cache.folder, cache.text, cache.image, torch.bfloat16)
@@ -95,7 +95,7 @@ def test_everything_that_matters_changes_the_name(tmp_path, cache):
         half.latents_path(shot),
     ]
     assert len(set(latents)) == len(latents)
-    assert cache.latents_path(shot._replace(picture=Picture(tmp_path / "moved.png"))) == latents[0]
+    assert cache.latents_path(shot._replace(image=ImageFile(tmp_path / "moved.png"))) == latents[0]
     captions = [
         cache.caption_path(caption),
         cache.caption_path(Caption("b", (shot,))),
@@ -129,7 +129,7 @@ def test_broken_pictures_are_skipped_by_name_once(prepared, folder, image):
         data, report = prepared(folder)
         assert len(data) == report.used == 4
         (names,) = report.skipped.values()
-        assert list(report.skipped) == ["broken picture"] and ["1.png" in names[0], "2.png" in names[1]] == [True, True]
+        assert list(report.skipped) == ["broken image"] and ["1.png" in names[0], "2.png" in names[1]] == [True, True]
     assert image.opened == 1  # the second run knows
 
 
@@ -180,7 +180,7 @@ import sys, time, torch
 from pathlib import Path
 sys.path[:0] = {sys.path!r}
 from torch import nn
-from trainer.data import Cache, Encoder, Settings, prepare
+from trainer.data import Cache, DataRequest, Encoder, prepare
 from twinflow.prompts import Prompt
 collate = lambda prompts: (nn.utils.rnn.pad_sequence([p.embeds for p in prompts], batch_first=True),)
 rank, folder, seen = int(sys.argv[1]), Path({str(tmp_path)!r}), []
@@ -196,7 +196,7 @@ def wait():
     while not (folder / f"done{{1 - rank}}").exists() and time.monotonic() < until:
         time.sleep(0.01)
 cache = Cache(folder / "cache", Encoder("t", text), Encoder("i", image))
-settings = Settings({str(folder)!r}, resolution=32, multiple=8, encode_batch=1)
+settings = DataRequest({str(folder)!r}, resolution=32, multiple=8, aspect=2.0, aspects="1:1", encode_batch=1)
 data, _ = prepare(settings, cache, collate, share=(rank, 2) if {sharing} else (0, 1), wait=wait)
 print(sum(seen))
 print([float(data.batch_at(i, 2, 0)[0].sum()) for i in range(6)])
@@ -226,12 +226,12 @@ def test_folder_that_cannot_be_made(prepared, folder, cache, tmp_path):
 
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    picture = Picture(draw(tmp_path / "a.png", 8, 16))
+    picture = ImageFile(draw(tmp_path / "a.png", 8, 16))
     digests = Digests(tmp_path / "digests.json")
     first = digests(picture)
     digests.save()
     reads = []
-    monkeypatch.setattr(Picture, "read", lambda self: reads.append(self) or self.path.read_bytes())
+    monkeypatch.setattr(ImageFile, "read", lambda self: reads.append(self) or self.path.read_bytes())
     assert Digests(tmp_path / "digests.json")(picture) == first == (first[0], (8, 16)) and not reads
     Image.new("RGB", (16, 16)).save(picture.path)
     changed = Digests(tmp_path / "digests.json")(picture)
@@ -241,10 +241,10 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
 
 
 def test_files_are_plain_safetensors_in_the_cache_dtype(tmp_path, text, image, folder):
-    from trainer.data import Settings, prepare
+    from trainer.data import DataRequest, prepare
 
     cache = Cache(tmp_path / "half", Encoder(text.identity, text.open), Encoder(image.identity, image.open))
-    prepare(Settings(str(folder), resolution=32, multiple=8), cache, collate)
+    prepare(DataRequest(str(folder), resolution=32, multiple=8, aspect=2.0, aspects="1:1", encode_batch=4), cache, collate)
     for path in files(cache):
         with safe_open(path, "pt") as file:
             assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}

@@ -129,7 +129,7 @@ def test_edit_with_a_broken_source(prepared, tmp_path):
     lines = [{"source": s, "target": "b.png", "instruction": "x"} for s in ("a.png", "half.png", "absent.png")]
     data, report = prepared(write_jsonl(tmp_path / "rows.jsonl", lines), edit=True)
     assert len(data) == 1
-    assert {why: len(names) for why, names in report.skipped.items()} == {"broken picture": 1, "picture cannot be read": 1}
+    assert {why: len(names) for why, names in report.skipped.items()} == {"broken image": 1, "image cannot be read": 1}
 
 
 def test_missing_cache_file_is_named(prepared, folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data.pictures import Broken, pixels, size
+from trainer.data.image_files import Broken, pixels, size
 
 
 def encoded(image, kind="PNG", **options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.data.order import Order, rows_at
-from trainer.training.loop import seed_of
+from trainer.seeds import seed_of
 
 BUCKETS = [range(0, 7), range(7, 8), range(8, 31), range(31, 35)]
 

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trainer import TrainerError
-from trainer.data import rows as sources
+from trainer.data import rows as training_rows
 from trainer.data.report import Report
 
 from .conftest import draw, write_jsonl
@@ -15,7 +15,7 @@ from .conftest import draw, write_jsonl
 
 def read(data, *, edit=False, image_free=False, caption=""):
     report = Report()
-    return sources.read(str(data), report, edit=edit, image_free=image_free, caption=caption), report
+    return training_rows.read(str(data), report, edit=edit, image_free=image_free, caption=caption), report
 
 
 def table(path, columns, **options):
@@ -68,7 +68,7 @@ def test_jsonl(folder, tmp_path):
     assert rows[0].target.read() == (folder / "0.png").read_bytes()
     assert report.skipped == {
         "empty caption": [f"{path}:4"],
-        "no picture named": [f"{path}:5"],
+        "no image named": [f"{path}:5"],
         "not a JSON object of image and text": [f"{path}:6", f"{path}:7", f"{path}:8"],
     }
 
@@ -97,7 +97,7 @@ def test_prompts(tmp_path):
     path.write_text("a cat\n\n  a dog \n")
     rows, _ = read(path, image_free=True)
     assert [(row.captions, row.target) for row in rows] == [(("a cat",), None), (("a dog",), None)]
-    assert read(path)[1].skipped == {"no picture named": [f"{path}:1", f"{path}:3"]}
+    assert read(path)[1].skipped == {"no image named": [f"{path}:1", f"{path}:3"]}
 
 
 def test_repeats_of_sources(folder, tmp_path):
@@ -114,7 +114,7 @@ def test_edit_folder(tmp_path):
     rows, report = read(tmp_path, edit=True)
     assert [row.captions for row in rows] == [("edit a",), ("edit b",)]
     assert [[p.path.parent.name for p in row.references] for row in rows] == [["source", "source_2"], ["source"]]
-    assert list(report.skipped) == ["no source picture of this name"]
+    assert list(report.skipped) == ["no source image of this name"]
 
 
 def test_edit_jsonl_and_parquet(folder, tmp_path):
@@ -131,11 +131,11 @@ def test_edit_jsonl_and_parquet(folder, tmp_path):
 
 def test_edit_rows_and_models_must_match(folder, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"source": "a.png", "image": "b.png", "text": "x"}])
-    with pytest.raises(TrainerError, match="rows.jsonl:1 has 1 source pictures; expected a model that edits"):
+    with pytest.raises(TrainerError, match="rows.jsonl:1 has 1 source images; expected a model that edits"):
         read(path)
     with pytest.raises(TrainerError, match="no source/ and target/"):
         read(folder, edit=True)
-    with pytest.raises(TrainerError, match="expected a source picture for every row"):
+    with pytest.raises(TrainerError, match="expected a source image for every row"):
         read(write_jsonl(path, [{"image": "b.png", "text": "x"}]), edit=True)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from twinflow import schedule
 from twinflow.time_embedding import fold
 
 torch.set_num_threads(1)
@@ -75,7 +76,13 @@ def check_step(where, loss, trained, tensors, prefix, names):
         assert error <= 1e-4, (where, name, error)
 
 
+def released_times(steps, gaps, warp, dtype):
+    """The schedule as the released sampler computes it, in the dtype of its latents."""
+    s = schedule.kumaraswamy(schedule.positions(steps, *gaps).to(dtype), *warp)
+    return torch.cat([1 - s, s.new_zeros(1)])
+
+
 @pytest.fixture(scope="session")
 def tools():
     """What the replays of the training recordings share."""
-    return SimpleNamespace(part=part, net=net, check_step=check_step)
+    return SimpleNamespace(part=part, net=net, check_step=check_step, times=released_times)

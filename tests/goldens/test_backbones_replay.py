@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from twinflow import sampler, schedule
-from twinflow.time_embedding import SECOND_EMBEDDERS
+from trainer.weights.trainee import VelocityModel
+from twinflow import sampler
 
 STYLES = {"few": "few", "any": "any", "mul": "multi"}
 FLOAT32 = 3e-5
@@ -35,8 +35,8 @@ class Recording(SimpleNamespace):
         self.index = json.loads((directory / f"{file}.json").read_text())
         self.weights = {k: v.float() for k, v in load_file(directory / f"{file}_weights.safetensors").items()}
         self.new = lambda: getattr(diffusers, cls)(**self.index["config"]).eval()
-        self.second = SECOND_EMBEDDERS[self.name]
-        self.backbone = importlib.import_module(f"trainer.backbones.{module}")
+        self.backbone = importlib.import_module(f"trainer.backbones.{module}").BACKBONES[self.name]
+        self.second = self.backbone.core.time
         self.two, self.plain = self.with_both_times(), self.new()
         own = {k: v for k, v in self.weights.items() if not k.startswith(self.second.name + ".")}
         self.plain.load_state_dict(own)
@@ -64,9 +64,9 @@ class Recording(SimpleNamespace):
 
     @torch.no_grad()
     def velocity(self, model, x, t, r, cond, time="two"):
-        # only Qwen-Image rounds its time; the released code let it
-        options = {"exact": False} if self.name == "qwen-image" else {}
-        return self.backbone.velocity(model, x, t, r, cond, time=time, **options).float()
+        if self.name == "qwen-image" and model is self.bf16:  # only Qwen-Image rounds its times; the released code let it
+            t, r = t.bfloat16(), r.bfloat16()
+        return VelocityModel(self.backbone, model, time)(x, t, r, cond).float()
 
     def check(self, what, ours, bf16=False):
         want = self.tensors[what].float()
@@ -121,7 +121,7 @@ def guidance(recording):
     return "cfg/out" in recording.tensors
 
 
-def test_every_sample(recording, replayed):
+def test_every_sample(recording, replayed, tools):
     for id, case in recording.index["samples"].items():
         dtype = torch.bfloat16 if id.endswith("bfloat16") else torch.float32
         lora = case["api"] == "lora"
@@ -135,7 +135,7 @@ def test_every_sample(recording, replayed):
         out = sampler.sample(
             velocity,
             z,
-            schedule.times(case["sampling_steps"], *case["rfba_gap_steps"], tuple(case["time_dist_ctrl"]), dtype=dtype),
+            tools.times(case["sampling_steps"], case["rfba_gap_steps"], case["time_dist_ctrl"], dtype),
             style=STYLES[case["style"]],
             stochasticity=case["stochast_ratio"],
             extrapolation=case["extrapol_ratio"],
@@ -161,7 +161,7 @@ def test_what_crashed_in_the_released_code_works(recording, replayed):
     for tag, case in recording.index["combos"].items():
         if tag.startswith("pair"):  # near the float32 recording: bfloat16 is 0.4 % a step, times that it rounds far more
             t, r = torch.tensor(case["t"]), torch.tensor(case["tt"])
-            ours = recording.backbone.velocity(recording.bf16, x, t, r, recording.cond())
+            ours = VelocityModel(recording.backbone, recording.bf16, "two")(x, t, r, recording.cond())
             assert ours.dtype == torch.bfloat16
             error, want = ours.float() - recording.tensors[f"{tag}/out"], recording.tensors[f"{tag}/out"]
             assert error.square().mean().sqrt() <= 0.05 * want.square().mean().sqrt(), (tag, error.abs().max().item())

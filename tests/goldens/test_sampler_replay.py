@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinflow import sampler, schedule
+from twinflow import sampler
 from twinflow.path import like
 from twinflow.time_embedding import fold
 
@@ -50,7 +50,7 @@ def recorded(case, tensors, id):
     return velocity
 
 
-def run(case, tensors, velocity):
+def run(tools, case, tensors, velocity):
     """What the released sampler returns (x and every estimate of the data), the trajectory, the draws."""
     z = tensors["z0"].to(getattr(torch, case["dtype"]))
     estimates, states, draws = [z], [], iter(tensors["noise_bank"])
@@ -59,7 +59,7 @@ def run(case, tensors, velocity):
     out = sampler.sample(
         velocity,
         z,
-        schedule.times(steps, *case["rfba_gap_steps"], tuple(case["time_dist_ctrl"]), dtype=z.dtype),
+        tools.times(steps, case["rfba_gap_steps"], case["time_dist_ctrl"], z.dtype),
         style=STYLES[case["style"]],
         order=order,
         stochasticity="sde-first" if share == "SDE" else share,
@@ -78,35 +78,35 @@ def furthest(case, tensors, id, out, estimates, states):
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
-def test_every_sampler_case_is_reproduced(golden, replayed):
+def test_every_sampler_case_is_reproduced(golden, replayed, tools):
     tensors, index = golden("sampler")
     for id, case in index["cases"].items():
-        out, estimates, states, left = run(case, tensors, network(case, tensors, index))
+        out, estimates, states, left = run(tools, case, tensors, network(case, tensors, index))
         assert len(tensors["noise_bank"]) - left == case["noise_draws"], id
         error = furthest(case, tensors, id, out, estimates, states)
         assert error <= NETWORK_TOLERANCE[case["model"]][case["dtype"]], (id, case, error)
     replayed(len(index["cases"]))
 
 
-def test_with_the_recorded_network_outputs_every_case_is_bit_exact(golden, replayed):
+def test_with_the_recorded_network_outputs_every_case_is_bit_exact(golden, replayed, tools):
     tensors, index = golden("sampler")
     cases = {id: case for id, case in index["cases"].items() if f"{id}/F" in tensors}
     for id, case in cases.items():
-        out, estimates, states, _ = run(case, tensors, recorded(case, tensors, id))
+        out, estimates, states, _ = run(tools, case, tensors, recorded(case, tensors, id))
         assert furthest(case, tensors, id, out, estimates, states) == 0, (id, case)
     replayed(len(cases))
 
 
-def test_every_schedule_is_bit_exact(golden, replayed):
+def test_every_schedule_is_bit_exact(golden, replayed, tools):
     tensors, index = golden("sampler")
     for id, case in index["schedules"].items():
         dtype = getattr(torch, case["latent_dtype"])
-        times = schedule.times(case["steps"], *case["gap"], tuple(case["tdc"]), dtype=dtype)
+        times = tools.times(case["steps"], case["gap"], case["tdc"], dtype)
         assert times.dtype == dtype and torch.equal(times.double(), tensors[id].double()), id
     replayed(len(index["schedules"]))
 
 
-def test_second_order_works_where_the_released_code_crashes(golden, replayed):
+def test_second_order_works_where_the_released_code_crashes(golden, replayed, tools):
     """r = t in the second call ("*_fix"); a start at t = 1 has no second order there and is refused here."""
     tensors, index = golden("sampler")
     for id, case in index["order2"].items():
@@ -115,10 +115,10 @@ def test_second_order_works_where_the_released_code_crashes(golden, replayed):
         if case["rfba_gap_steps"][0] == 0 and starts_at_one:
             assert case["error"] or case["nan"], id
             with pytest.raises(ValueError, match="order 2 .* starts at t = 1.0; use a start gap above 0"):
-                run(case, tensors, velocity)
+                run(tools, case, tensors, velocity)
         elif case["error"]:
-            assert run(case, tensors, velocity)[0].isfinite().all(), id
+            assert run(tools, case, tensors, velocity)[0].isfinite().all(), id
         else:
-            error = furthest(case, tensors, id, *run(case, tensors, velocity)[:3])
+            error = furthest(case, tensors, id, *run(tools, case, tensors, velocity)[:3])
             assert error <= NETWORK_TOLERANCE[case["model"]][case["dtype"]], (id, case, error)
     replayed(len(index["order2"]))

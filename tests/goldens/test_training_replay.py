@@ -1,12 +1,15 @@
 """The released training steps: loss, gradients, times and teachers, from twinflow.objective and twinflow.ema."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from twinflow import objective
+from twinflow.draws import role_times
 from twinflow.ema import EMA
-from twinflow.objective import Draws, Objective
-from twinflow.roles import share_out
+from twinflow.objective import Batch, Draws, Networks, Objective
+from twinflow.roles import roles_of, share_out
 
 FULL = dict(one_step=1, multi_step=1, any_step=1, fake=1)
 LORA = FULL | dict(few_step=0)  # the released LoRA trainer's rows of rounding become few_step
@@ -23,12 +26,12 @@ def settings(cfg, roles):
         roles=roles,
         order=cfg["estimate_order"],
         reach=cfg["consistc_ratio"],
-        guidance=cfg["enhanced_ratio"],
+        guidance_ratio=cfg["enhanced_ratio"],
         guidance_range=tuple(cfg["enhanced_range"]),
         target="guide" if from_base else "data",
         time_beta=(a, b),
         time_scale=scale,
-        rectify=cfg["dist_match_cof"],
+        rectify=cfg["dist_match_cof"] if cfg["consistc_ratio"] == 1 else 0.0,  # the released code leaves it out as well
         loss="l2" if loss["type"] == "l2" else "barron",
         barron_alpha=loss.get("alpha", 1.0),
         barron_scale=loss.get("c", 1e-3),
@@ -63,16 +66,26 @@ def check_times(where, tensors, prefix, roles, draws, settings, batch):
             rows = torch.arange(batch)[tensors[prefix + "rec/" + mask]].tolist()
             ours = range(*roles.rows.get(role, slice(0, 0)).indices(batch))
             assert rows == list(ours), (where, role)
-    for ours, name in zip(objective.role_times(draws, roles, settings), ("t", "tt"), strict=True):
+    for ours, name in zip(role_times(draws, roles, settings), ("t", "tt"), strict=True):
         torch.testing.assert_close(ours, tensors[f"{prefix}rec/{name}"].flatten(), rtol=1e-6, atol=1e-7)
+
+
+def released_share_out(batch, weights):
+    """The released rounding: each role's rows are rounded, the last takes what is left, the batch's end cuts off the rest."""
+    sizes = [round(batch * w / sum(weights.values())) for w in weights.values()]
+    sizes[-1] = batch - sum(sizes[:-1])
+    ends = [min(sum(sizes[: i + 1]), batch) for i in range(len(sizes))]
+    return roles_of(dict(zip(weights, [max(0, b - a) for a, b in pairwise([0, *ends])], strict=True)), batch)
 
 
 def replay(id, case, tensors, data, *, tools, roles, weights, trained, shadow, base, names, ema_names, network):
     """Every step of one case.  network(weights) is the velocity; trained and shadow are the moving weights."""
     cfg, dtype, batch = case["cfg"], getattr(torch, case["dtype"]), case["batch"]
     rate, ours = cfg["ema_decay_rate"], settings(cfg, roles)
-    roles = share_out(batch, roles, rounding="released")
-    ema = EMA(trained.values(), rate, shadow=shadow.values()) if 0 < rate < 1 else None
+    roles = released_share_out(batch, roles)
+    ema = EMA(trained.values(), rate) if 0 < rate < 1 else None
+    if ema:
+        ema.shadow = list(shadow.values())
     # Barron alpha 2 divides by s = 1e-3 and nothing holds it back: the released run diverges after its first step
     diverges = cfg["loss_func_type"].get("alpha") == 2 and ours.loss == "barron"
     for k in range(1 if diverges else len(case["steps"])):
@@ -95,7 +108,7 @@ def replay(id, case, tensors, data, *, tools, roles, weights, trained, shadow, b
         check_times(where, tensors, prefix, roles, draws, ours, batch)
         kept = x.clone()
         student = network(weights(trained))
-        loss = objective.loss(student, x, (c,), (e,), ours, roles, draws, teacher=teacher, guide=guide)
+        loss = objective.loss(Networks(student, teacher, guide), Batch(x, (c,), (e,)), ours, roles, draws)
         assert torch.equal(x, kept), where
         assert ("rectify" in loss.terms) == ("dm_z" in drawn), where  # drawn only for a rectification
         tools.check_step(where, loss.total, trained, tensors, prefix, names)
@@ -176,6 +189,6 @@ def test_batches_the_released_code_refuses_train_here(golden, tools, replayed):
             x, c, e = (tensors[f"data/b{whole}/s0/{n}"][:batch] for n in ("x", "c0", "e0"))
             draws = objective.draw(x, Objective(), torch.Generator().manual_seed(k))
             roles = share_out(batch, FULL, part=k, parts=parts)
-            total += objective.loss(velocity, x, (c,), (e,), Objective(), roles, draws).total
+            total += objective.loss(Networks(velocity), Batch(x, (c,), (e,)), Objective(), roles, draws).total
         assert total.isfinite() and total > 0, batch
     replayed(len(refused))

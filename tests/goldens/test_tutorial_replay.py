@@ -1,40 +1,65 @@
 """The released tutorial (MNIST): full-batch terms in place of roles, composed of the pieces of twinflow.objective."""
 
-import math
-
 import pytest
 import torch
 
 from twinflow import objective, path
 from twinflow.ema import EMA
-from twinflow.objective import Objective, consistent, distance, guided, twin_gap
+from twinflow.objective import (
+    Batch,
+    Networks,
+    Objective,
+    Point,
+    consistency_residual,
+    distance,
+    guided_target,
+    on_rows,
+    select,
+    velocities_of,
+)
 from twinflow.roles import share_out
 
 
 def settings(cfg):
-    return Objective(order=cfg["estimate_order"], guidance=cfg["enhanced_ratio"], loss="l2")
+    return Objective(order=cfg["estimate_order"], guidance_ratio=cfg["enhanced_ratio"], loss="l2")
+
+
+def guided(guide, at, uncond, target, ours):
+    """The target of every row, guided."""
+    formula = lambda rows: guided_target(guide, at[rows], select(uncond, rows), target[rows], ours)
+    low, high = ours.guidance_range
+    return on_rows((low < at.t) & (at.t < high), formula, target) if ours.guidance_ratio else target
+
+
+def consistent(teacher, at, v, target, ours):
+    """The consistency target of every row."""
+    formula = lambda rows: consistency_residual(teacher, at[rows], v[rows], target[rows], ours)
+    return v - on_rows(at.t >= at.r + ours.dt, formula, v - target).clamp(-1, 1)
 
 
 def terms(cfg, student, teacher, x, c, e, drawn):
     """Prediction and target of every term of the tutorial's loss, by its name in the recording."""
     ours, cond = settings(cfg), (c,)
     t, z = drawn["u_t"].flatten(), drawn["z"]
-    r, real = t - drawn["u_tt"].flatten() * t, torch.ones(len(x), dtype=torch.bool)
-    x_t = path.interpolate(x, z, t)
-    target = guided(path.velocity(x, z), teacher, x_t, t, real, cond, (e,), ours)
-    v = student(x_t, t, r, cond)
-    pairs = {"rcgm": (v, consistent(v.detach(), target, teacher, x_t, t, r, real, cond, ours))}
+    r = t - drawn["u_tt"].flatten() * t
+    at = Point(path.interpolate(x, z, t), t, r, cond)
+    target = guided(teacher, at, (e,), path.velocity(x, z), ours)
+    v = at.velocity_of(student)
+    pairs = {"rcgm": (v, consistent(teacher, at, v.detach(), target, ours))}
     if not cfg["using_twinflow"]:
         return pairs
     one, zero = torch.ones_like(t), torch.zeros_like(t)
     jump = student(z, one, zero, cond)
     data, _ = path.endpoints(z, jump.detach(), one)
-    gap = twin_gap(student, data, drawn["dm_z"], drawn["dm_t"].flatten(), cond, limit=math.inf)
+    s = drawn["dm_t"].flatten()
+    x_s = path.interpolate(data, drawn["dm_z"], s)
+    with torch.no_grad():  # the tutorial does not clamp the gap
+        fake, real = velocities_of(student, Point(x_s, -s, -s, cond), Point(x_s, s, s, cond))
     return pairs | {
-        "real_velocity": (student(x_t, t, t, cond), target),
+        "real_velocity": (student(at.x_t, t, t, cond), target),
         "adv": (student(path.interpolate(data, z, t), -t, -t, cond), path.velocity(data, z)),
-        "rectify": (jump, jump.detach() - gap),
-        "rcgm_1to0": (jump, consistent(jump.detach(), target, teacher, z, one, zero, real, cond, ours)),
+        "rectify": (jump, jump.detach() - (fake - real)),
+        "rcgm_1to0": (jump, consistent(teacher, Point(z, one, zero, cond), jump.detach(), target, ours)),
     }
 
 
@@ -82,6 +107,6 @@ def test_the_tutorials_rcgm_class_crashes_and_the_preset_trains(golden, tools, r
     batch = next(case["batch"] for case in index.values() if isinstance(case, dict))
     x, c, e = (tensors[f"data/b{batch}/s0/{n}"] for n in ("x", "c0", "e0"))
     draws = objective.draw(x, ours, torch.Generator().manual_seed(0))
-    loss = objective.loss(velocity, x, (c,), (e,), ours, share_out(batch, roles), draws)
+    loss = objective.loss(Networks(velocity), Batch(x, (c,), (e,)), ours, share_out(batch, roles), draws)
     assert loss.total.isfinite() and set(loss.terms) == {"any_step"}
     replayed(len(errors))

@@ -4,13 +4,13 @@ import re
 
 import pytest
 import yaml
+from trainer.plan.sizes import size
 
 from trainer import TrainerError
 from trainer.cli import CONFIGS, main, read_file
 from trainer.config import resolve
 from trainer.plan import table as plan
 from trainer.plan.memory import GIB
-from trainer.plan.sizes import size
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
 

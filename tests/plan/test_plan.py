@@ -7,15 +7,14 @@ import pytest
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from torch import nn
+from trainer.plan.sizes import SIZES, size
 
 from trainer import TrainerError
 from trainer.cli import main
-from trainer.config import Config
 from trainer.plan import memory
 from trainer.plan import table as plan
 from trainer.plan.activations import Counter
 from trainer.plan.memory import GIB, KEPT_WHOLE, Setup
-from trainer.plan.sizes import SIZES, size
 from trainer.training import optimizers
 from trainer.weights.trainee import Trainee
 
@@ -58,7 +57,7 @@ def nbytes(tensors):
 )
 def test_published_sizes(name, billions, gib):
     """Parameters as published, weights in bf16 to the digits of shared/training.md."""
-    model, second = memory.skeleton(SIZES[name]), SIZES[name].backbone.second_embedder.name + "."
+    model, second = memory.skeleton(SIZES[name]), SIZES[name].backbone.core.time.name + "."
     count = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(second))
     assert round(count / 1e9, 2) == billions
     assert abs(memory.weights(model, second, "bf16", "none") / GIB - gib) < 0.06
@@ -195,7 +194,7 @@ def test_time_embedders_and_last_layers_are_never_quantised(name):
     names = {n for n, _ in memory.quantised(model)}
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     whole = linear - names
-    second = SIZES[name].backbone.second_embedder
+    second = SIZES[name].backbone.core.time
     assert {n for n in linear if n.startswith((second.embedder + ".", second.name + "."))} <= whole
     assert whole and all(KEPT_WHOLE.search(n) for n in whole) and len(names) > 0.8 * len(linear)
     assert any(last in n for last in ("proj_out", "final_layer") for n in whole)

@@ -11,7 +11,8 @@ from trainer import TrainerError
 from trainer.cli import main
 from trainer.training import checkpoint
 from trainer.weights import block_swap, quantise
-from trainer.weights.trainee import Trainee, With
+from trainer.weights.teachers import WithWeights
+from trainer.weights.trainee import Trainee
 from twinflow import objective as twinflow
 from twinflow.objective import Objective
 from twinflow.roles import share_out
@@ -19,7 +20,7 @@ from twinflow.weights import load
 
 from .tiny import LAYERS, batch, config, plain
 
-OBJECTIVE = Objective(guidance=0.5, difference=0.05)
+OBJECTIVE = Objective(guidance_ratio=0.5, dt=0.05)
 FLOW_MATCHING = Objective(roles=dict(multi_step=1), order=0, loss="l2")  # whose loss says how well it is learnt
 STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8-cast": torch.float8_e4m3fn}
 
@@ -39,7 +40,9 @@ def loss(made, name="qwen-image", teacher=None, objective=OBJECTIVE):
     x, cond, uncond = batch(name, 4)
     draws = twinflow.draw(x, objective, torch.Generator().manual_seed(0))
     roles = share_out(4, objective.roles)
-    return twinflow.loss(made.network, x, cond, uncond, objective, roles, draws, teacher=teacher).total
+    return twinflow.loss(
+        twinflow.Networks(made.network, teacher), twinflow.Batch(x, cond, uncond), objective, roles, draws
+    ).total
 
 
 def gradients(made, *args, **kwargs):
@@ -193,7 +196,7 @@ def test_swapped_blocks_train_alike_one_resident_at_a_time(name, kind, monkeypat
     results = []
     for made in (wanted, swapped):
         gc.collect()
-        teacher = With(made.network, {key: p.detach() * 0.9 for key, p in made.tensors.items()})
+        teacher = WithWeights(made.network, {key: p.detach() * 0.9 for key, p in made.tensors.items()})
         results.append(gradients(made, name, teacher=teacher))
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(gradient, results[1][1][key]) for key, gradient in results[0][1].items())

@@ -15,7 +15,7 @@ SD3 = dict(
     sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=LAYERS, attention_head_dim=32, num_attention_heads=2,
     joint_attention_dim=64, caption_projection_dim=64, pooled_projection_dim=32, pos_embed_max_size=8, qk_norm="rms_norm",
 )  # fmt: skip
-BACKBONES = {"qwen-image": (qwen_image.BACKBONE, QWEN), "sd3.5": (sd3.BACKBONE, SD3)}
+BACKBONES = {"qwen-image": (qwen_image.BACKBONES["qwen-image"], QWEN), "sd3.5": (sd3.BACKBONES["sd3.5"], SD3)}
 
 
 def plain(name: str):

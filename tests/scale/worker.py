@@ -22,7 +22,8 @@ from trainer.runs.run import averaged
 from trainer.training import checkpoint, loop, optimizers
 from trainer.training.log import Log
 from trainer.weights import sharding
-from trainer.weights.trainee import Trainee, With
+from trainer.weights.teachers import WithWeights
+from trainer.weights.trainee import Trainee
 from twinflow import objective as twinflow
 from twinflow.ema import EMA
 from twinflow.objective import Draws, Objective
@@ -30,7 +31,7 @@ from twinflow.roles import Roles, share_out
 
 PROCESSES, STEPS, RATE = 2, 3, 0.3
 # so narrow a guidance range that often only one process has a row in it; four roles, shared out over two micro-batches
-OBJECTIVE = Objective(guidance=0.5, guidance_range=(0.3, 0.7), difference=0.05, barron_scale=0.3)
+OBJECTIVE = Objective(guidance_ratio=0.5, guidance_range=(0.3, 0.7), dt=0.05, barron_scale=0.3)
 BATCH, PARTS = 2, 2
 CASES = {"ddp": (("qwen-image", "lora"), ("sd3.5", "full")), "fsdp2": (("sd3.5", "lora"), ("qwen-image", "full"))}
 
@@ -91,7 +92,7 @@ def train(name, mode, accelerator, folder, steps=STEPS, **changes):
         name="distil",
         network=trainee.network,
         tensors=trainee.tensors,
-        groups=trainee.groups(),
+        groups=optimizers.groups_of(trainee.network, trainee.tensors, trainee.settings.training, trainee.second),
         data=Rows(name),
         objective=OBJECTIVE,
         steps=steps,
@@ -133,7 +134,7 @@ def alone(name: str, mode: str):
     trainee, data = trainee_of(name, mode), Rows(name)
     tensors = trainee.tensors
     ema, base = EMA(tensors.values(), 0.9), trainee.base()
-    teacher = With(trainee.network, dict(zip(tensors, ema.shadow)))
+    teacher = WithWeights(trainee.network, dict(zip(tensors, ema.shadow)))
     losses, gradients = [], []
     for step in range(STEPS):
         ema.update()

@@ -3,22 +3,24 @@
 import pytest
 import torch
 
-from trainer.backbones.digits import BACKBONE
+from trainer.backbones.digits import BACKBONES
 from trainer.config import resolve
-from trainer.weights.trainee import PREFIX, Trainee, With, load_adapter
+from trainer.weights import lora
+from trainer.weights.teachers import WithWeights
+from trainer.weights.trainee import Trainee, VelocityModel
 from twinflow.weights import WeightsError
 
 
 def plain():
     torch.manual_seed(0)
-    model = BACKBONE.transformer(torch.Generator().manual_seed(0))
+    model = BACKBONES["digits"].fresh(torch.Generator().manual_seed(0))
     for p in model.parameters():  # nothing zero: every layer must matter
         torch.nn.init.normal_(p, std=0.1)
     return model.eval()
 
 
 def trainee(mode="lora", **settings):
-    made = Trainee(BACKBONE, plain(), resolve(mode, settings))
+    made = Trainee(BACKBONES["digits"], plain(), resolve(mode, settings))
     with torch.no_grad():
         for p in made.tensors.values():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -34,13 +36,13 @@ def inputs():
 
 
 def plain_velocity(x, t, cond):
-    return BACKBONE.velocity(plain(), x, t, torch.zeros_like(t), cond, time="fold")
+    return BACKBONES["digits"].velocity(plain(), x, t, cond)
 
 
 @pytest.mark.parametrize(("mode", "time"), [("lora", "two"), ("lora", "fold"), ("full", "two")])
 def test_untrained_it_says_what_the_base_says(mode, time, inputs):
     x, t, _, cond = inputs
-    made = Trainee(BACKBONE, plain(), resolve(mode, {"time": time} if mode == "lora" else {}))
+    made = Trainee(BACKBONES["digits"], plain(), resolve(mode, {"time": time} if mode == "lora" else {}))
     r = t if time == "two" else torch.zeros_like(t)
     torch.testing.assert_close(made.network(x, t, r, cond), plain_velocity(x, t, cond), rtol=0, atol=1e-6)
 
@@ -48,7 +50,7 @@ def test_untrained_it_says_what_the_base_says(mode, time, inputs):
 @pytest.mark.parametrize(("mode", "time"), [("lora", "two"), ("lora", "fold"), ("full", "two")])
 def test_the_base_stays_what_it_was_while_training(mode, time, inputs):
     x, t, _, cond = inputs
-    made = Trainee(BACKBONE, plain(), resolve(mode, {"guide": "base"} | ({"time": time} if mode == "lora" else {})))
+    made = Trainee(BACKBONES["digits"], plain(), resolve(mode, {"guide": "base"} | ({"time": time} if mode == "lora" else {})))
     base = made.base()
     with torch.no_grad():
         for p in made.tensors.values():
@@ -68,26 +70,26 @@ def test_a_folded_base_can_be_asked_at_the_folded_time(inputs):
 def test_the_file_gives_the_network_back(settings, inputs):
     made = trainee(**settings)
     model = plain()
-    time = load_adapter(BACKBONE, model, made.file(made.tensors), "x")
+    time = lora.merge(BACKBONES["digits"], model, made.file(made.tensors), "x")
     assert time == settings["time"]
     expected = made.network(*inputs)
-    torch.testing.assert_close(BACKBONE.velocity(model, *inputs, time=time), expected, rtol=0, atol=2e-5)
-    assert not torch.allclose(BACKBONE.velocity(plain(), *inputs, time="fold"), expected, atol=1e-2)
+    torch.testing.assert_close(VelocityModel(BACKBONES["digits"], model, time)(*inputs), expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(VelocityModel(BACKBONES["digits"], plain(), "fold")(*inputs), expected, atol=1e-2)
 
 
 def test_full_weights_file(inputs):
     made = trainee("full")
     model = plain()
-    BACKBONE.second_embedder.install(model)
+    BACKBONES["digits"].core.time.install(model)
     model.load_state_dict(made.file(made.tensors))
-    torch.testing.assert_close(BACKBONE.velocity(model, *inputs, time="two"), made.network(*inputs), rtol=0, atol=0)
+    torch.testing.assert_close(VelocityModel(BACKBONES["digits"], model, "two")(*inputs), made.network(*inputs), rtol=0, atol=0)
 
 
 def test_other_values_leave_no_trace(inputs):
     made = trainee(dropout=0.5)
     made.network.train()
     before = {name: p.clone() for name, p in made.tensors.items()}
-    other = With(made.network, {name: p.detach() + 0.3 for name, p in made.tensors.items()})
+    other = WithWeights(made.network, {name: p.detach() + 0.3 for name, p in made.tensors.items()})
     first, second = other(*inputs), other(*inputs)
     assert torch.equal(first, second), "no dropout in a teacher"
     assert first.grad_fn is None
@@ -110,11 +112,11 @@ def test_only_what_is_meant_to_be_trained_gets_a_gradient(inputs):
 
 def test_targets():
     model = plain()
-    everything, attention = BACKBONE.lora_targets(model, "all"), BACKBONE.lora_targets(model, "attention")
+    everything, attention = BACKBONES["digits"].lora_targets(model, "all"), BACKBONES["digits"].lora_targets(model, "attention")
     assert set(attention) < set(everything) and len(attention) == 8 * len(model.transformer_blocks) - 2
-    BACKBONE.second_embedder.install(model)
-    assert BACKBONE.lora_targets(model, "all") == everything, "never the second embedder"
-    assert BACKBONE.lora_targets(model, "proj_out, to_q")[-1] == "proj_out"
+    BACKBONES["digits"].core.time.install(model)
+    assert BACKBONES["digits"].lora_targets(model, "all") == everything, "never the second embedder"
+    assert BACKBONES["digits"].lora_targets(model, "proj_out, to_q")[-1] == "proj_out"
 
 
 def test_the_second_embedder_may_have_its_own_rate():
@@ -125,15 +127,15 @@ def test_the_second_embedder_may_have_its_own_rate():
 @pytest.mark.parametrize("fault", ["rank", "unknown", "half"])
 def test_an_adapter_of_another_model_is_refused(fault):
     tensors = trainee().file(trainee().tensors)
-    name = PREFIX + "proj_out.lora_A.weight"
+    name = lora.PREFIX + "proj_out.lora_A.weight"
     if fault == "rank":
         tensors[name] = torch.zeros(8, 5)
     elif fault == "unknown":
-        tensors[PREFIX + "nowhere.lora_A.weight"] = tensors[name]
+        tensors[lora.PREFIX + "nowhere.lora_A.weight"] = tensors[name]
     else:
-        del tensors[PREFIX + "proj_out.lora_B.weight"]
+        del tensors[lora.PREFIX + "proj_out.lora_B.weight"]
     with pytest.raises(WeightsError, match="x.safetensors: the LoRA of .* does not fit digits"):
-        load_adapter(BACKBONE, plain(), tensors, "x.safetensors")
+        lora.merge(BACKBONES["digits"], plain(), tensors, "x.safetensors")
 
 
 @pytest.mark.parametrize("time", ["two", "fold"])
@@ -164,4 +166,4 @@ def test_other_values_go_where_the_network_is():
     """A frozen copy is made before the network moves to its GPU."""
     layer = torch.nn.Linear(3, 3)
     frozen = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    assert {t.device.type for t in With(layer.to("meta"), frozen).values.values()} == {"meta"}
+    assert {t.device.type for t in WithWeights(layer.to("meta"), frozen).values.values()} == {"meta"}

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from trainer import TrainerError
-from trainer.backbones.digits import BACKBONE
 from trainer.cli import main
-from trainer.config import Config, resolve
+from trainer.config import resolve
 from twinflow.presets import OBJECTIVES
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from trainer.backbones.digits import BACKBONE, Labelled, decode, images
 from trainer.cli import main
-from trainer.generate import generate, load_trained, noise
+from trainer.weights.inference import generate, load_trained, noise
 from twinflow.prompts import load_prompts
 from twinflow.weights import Provenance, load, read_header
 

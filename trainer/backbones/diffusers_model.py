@@ -120,7 +120,7 @@ class DiffusersBackbone:
             return self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
         except (KeyError, ValueError):
             found = ", ".join(list(tensors)[:4])
-            raise TrainerError(f"model source {source!r}: is not a {self.name} transformer (found {found}, ...)") from None
+            raise TrainerError(f"model source {source!r}: is not a transformer of {self.name} (found {found}, ...)") from None
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
