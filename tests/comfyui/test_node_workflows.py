@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
 import browser
@@ -81,13 +82,17 @@ def test_help_pages_and_translations(server):
     for node_id in ours:
         for language in ("en", "zh"):
             page = server.get(f"/extensions/twinflow/docs/{node_id}/{language}.md").decode()
-            assert page.startswith("# ") and len(page) > 200
-    for language in ("en", "zh"):
-        told = server.get("/i18n")[language]["nodeDefs"]
-        for node_id in ours:
-            inputs = {name for kind in ("required", "optional") for name in info[node_id]["input"].get(kind, {})}
-            assert told[node_id]["display_name"] and inputs == set(told[node_id]["inputs"]), (language, node_id)
-            assert all(entry["tooltip"] for entry in told[node_id]["inputs"].values())
+            assert page.startswith("# ") and len(page) > 200 and "{{" not in page
+            lists = node_id in ("TwinFlowModelLoader", "TwinFlowModelPatch")
+            assert ("Qwen-Image-Edit" in page and "Z-Image (ComfyUI 0.3.74 and later)" in page) == lists
+            assert server.get(f"/api/extensions/twinflow/docs/{node_id}/{language}.md").decode() == page
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        server.get("/extensions/twinflow/docs/TwinFlowSchedule/..%2F..%2F..%2F..%2FREADME.md")
+    texts = server.get("/i18n")["zh"]["nodeDefs"]
+    for node_id in ours:
+        inputs = {name for kind in ("required", "optional") for name in info[node_id]["input"].get(kind, {})}
+        assert texts[node_id]["display_name"] and inputs == set(texts[node_id]["inputs"]), node_id
+        assert all(entry["tooltip"] for entry in texts[node_id]["inputs"].values())
 
 
 def test_in_a_browser(server, tmp_path):

@@ -1,0 +1,114 @@
+"""The pair (t, r) in ComfyUI's own classes: exact, for one forward and one thread only, and the stock class at r = t."""
+
+import threading
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(params=list(tiny.NAMES))
+def golden(request, comfy, goldens):
+    tiny.need_backbone(request.param, comfy.version)
+    return tiny.read(goldens, request.param)
+
+
+@pytest.fixture
+def load(golden, comfy, run):
+    def load(dtype="float32"):
+        file = golden.write(comfy.models / "diffusion_models", golden.weights, name="times")
+        return run("TwinFlowModelLoader", model_name=file, weight_dtype=dtype)[0].model
+
+    return load
+
+
+@pytest.fixture
+def forward(golden, comfy):
+    """The network's output at (t, r), or as the stock class answers where r is None."""
+
+    def forward(model, t: list[float], r: list[float] | None = None, network=None):
+        dtype = model.get_dtype_inference()
+        t, scale = torch.tensor(t), float(model.model_sampling.timestep(torch.tensor(0.5))) / 0.5
+        x = golden.tensors["x"][: len(t)].to(dtype)
+        cond = golden.tensors["c0"][: len(t)].to(dtype)
+        extra = {"zimage": dict(num_tokens=cond.shape[1]), "sd3": dict(y=golden.tensors["c1"][: len(t)].to(dtype))}
+        options = {}
+        if r is not None:
+            options["twinflow"] = comfy.part("nodes.time_conditioning").TimeConditioning(target=torch.tensor(r))
+        arguments = dict(context=cond, transformer_options=options, **extra.get(golden.name, {}))
+        x = x.unsqueeze(2) if golden.name == "qwen" else x
+        with torch.no_grad():
+            return (model.diffusion_model if network is None else network)(x, t * scale, **arguments)
+
+    return forward
+
+
+def test_r_equal_to_t_is_the_stock_forward(load, forward):
+    """To the last bit, since the second time embedder's part is multiplied by zero."""
+    model = load()
+    t = [0.7310, 0.2477]
+    stock = forward(model, t)
+    assert torch.equal(forward(model, t, t), stock)
+    assert not torch.allclose(forward(model, t, [0.0, 0.1]), stock, rtol=1e-2)
+
+
+def times_seen(model, monkeypatch) -> list[torch.Tensor]:
+    """What the two time embedders are asked at, in the order of the calls."""
+    embedder, seen = model.diffusion_model.backbone.native_time.of(model.diffusion_model), []
+    original = embedder._with_time
+    monkeypatch.setattr(embedder, "_with_time", lambda args, time, whole: seen.append(time) or original(args, time, whole))
+    return seen
+
+
+def test_times_are_exact_in_bfloat16(golden, load, forward, monkeypatch):
+    model = load("bfloat16")
+    assert next(model.diffusion_model.parameters()).dtype == torch.bfloat16
+    seen = times_seen(model, monkeypatch)
+    t, r = 0.9990234, 0.3010234  # bfloat16 has 0.9961 or 1, and 0.3008 or 0.3027
+    forward(model, [t], [r])
+    wanted = {"qwen": [r, t], "sd3": [1000 * r, 1000 * t], "zimage": [1000 * (t - r), 1000 * (1 - t)]}[golden.name]
+    assert [time.item() for time in seen] == pytest.approx(wanted, rel=1e-6 if golden.name != "zimage" else 1e-4)
+    assert all(time.dtype in (torch.float32, torch.float64) for time in seen)
+
+
+def test_two_threads_keep_their_times(load, forward):
+    """One model, two threads in turn: each forward has its own pair, or none."""
+    model, wanted, got = load(), {}, {}
+    cases = {"jump": ([0.8], [0.0]), "small": ([0.8], [0.7]), "stock": ([0.8], None)}
+    for name, case in cases.items():
+        wanted[name] = forward(model, *case)
+    start = threading.Barrier(len(cases))
+
+    def work(name):
+        start.wait()
+        got[name] = [forward(model, *cases[name]) for _ in range(8)]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in cases]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert all(torch.equal(out, wanted[name]) for name in cases for out in got[name])
+    assert not torch.allclose(wanted["jump"], wanted["stock"], rtol=1e-2)
+
+
+def test_compiled(load, forward):
+    """torch.compile of the diffusion model, as core's TorchCompileModel does it."""
+    model = load()
+    torch._dynamo.reset()
+    compiled = torch.compile(model.diffusion_model, backend="eager")
+    for case in (([0.8, 0.6], [0.0, 0.5]), ([0.7, 0.3], [0.2, 0.1]), ([0.8, 0.6], None)):
+        torch.testing.assert_close(forward(model, *case, network=compiled), forward(model, *case))
+    torch._dynamo.reset()
+
+
+def test_reference_images_take_no_target_time(golden, load, forward, monkeypatch):
+    """Rows that the class adds for reference images keep the stock class's time."""
+    model = load()
+    embedder = model.diffusion_model.backbone.native_time.of(model.diffusion_model)
+    argument = torch.tensor([0.8, 0.0]) if embedder.entry.rows == "first" else torch.tensor([0.0, 0.8])
+    more = (torch.zeros(2, 4),) if golden.name == "qwen" else (torch.float32,)
+    with torch.no_grad():
+        stock = embedder(argument * 1000, *more)
+        both = embedder.at(torch.tensor([0.8]), torch.tensor([0.1]), embedder, argument * 1000, *more)
+    sample, reference = (0, 1) if embedder.entry.rows == "first" else (1, 0)
+    assert torch.equal(both[reference], stock[reference])
+    assert not torch.equal(both[sample], stock[sample])
