@@ -1,4 +1,5 @@
-"""Who may import whom: nodes -> twinflow <- trainer, and only torch (safetensors where files are read) below."""
+"""Who may import whom: nodes -> twinflow <- trainer, the trainer's rooms in their order, and only torch (safetensors where
+files are read) below.  Imports inside functions count like those at the top, so no cycle hides in one."""
 
 import ast
 import subprocess
@@ -16,6 +17,8 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
     "trainer": {"twinflow", "trainer"},
     "nodes": {"twinflow", "nodes"},
 }
+ROOMS = ("trainer", "seeds", "hints", "data", "backbones", "config", "weights", "training", "plan", "runs", "generate", "cli")
+COMMANDS = ("lora", "full")  # on top of all rooms
 
 
 def modules(package):
@@ -48,6 +51,51 @@ def test_imports_run_one_way(package):
             assert package == "nodes" or top not in COMFY, f"{path}: imports {other}, ComfyUI's"
             assert top not in ("diffusers",) or name.startswith("trainer."), f"{path}: imports {other}"
     assert found
+
+
+def graph(package):
+    """module -> the modules of the same package that it imports."""
+    paths = dict(modules(package))
+    found = {}
+    for name, path in paths.items():
+        edges = {other if other in paths else other.rpartition(".")[0] for other in imported(name, path)}
+        found[name] = {other for other in edges if other in paths and other not in (name, "nodes")}  # that is ComfyUI's `nodes`
+    return found
+
+
+def room(module):
+    """Of the trainer: the folder or file right below it; "trainer" for the package itself."""
+    return (module.split(".") + ["trainer"])[1]
+
+
+def test_the_trainer_s_rooms_import_downwards_only():
+    order = [*ROOMS, *COMMANDS]
+    edges = [(module, other) for module, others in graph("trainer").items() for other in others]
+    assert {room(module) for edge in edges for module in edge} <= set(order), "a room without a place in the order"
+    assert len(edges) > 50
+    for module, other in edges:
+        assert room(module) == room(other) or order.index(room(other)) < order.index(room(module)), f"{module}: imports {other}"
+
+
+@pytest.mark.parametrize("package", list(MAY_IMPORT))
+def test_no_module_imports_itself_through_others(package):
+    left = graph(package)
+    while leaves := [module for module, others in left.items() if not others & left.keys()]:
+        for module in leaves:
+            del left[module]
+    assert not left, f"in a cycle, or above one: {sorted(left)}"
+
+
+def test_the_nodes_ask_records_and_no_backbone():
+    """ComfyUI's classes of the backbones are found by the registry, and nobody names one."""
+    for module, others in graph("nodes").items():
+        if not module.startswith("nodes.backbones"):
+            found = {other for other in others if other.startswith("nodes.backbones")}
+            assert found <= ({"nodes.backbones"} if module == "nodes.registry" else set()), f"{module}: imports {found}"
+            text = (ROOT / Path(*module.split("."))).with_suffix(".py")
+            names = [path.stem for path in (ROOT / "nodes" / "backbones").glob("[a-z]*.py")]
+            code = text.read_text() if text.is_file() else ""
+            assert not [name for name in names if f"backbones.{name}" in code or f'"{name}"' in code], module
 
 
 def test_twinflow_imports_itself_relatively():
