@@ -1,7 +1,8 @@
 """Model classes that ComfyUI's own detection finds, so that its stock loaders keep the second time embedder.
 
 `comfy.model_detection` takes the first class in `comfy.supported_models.models` that matches.  Ours stand in front and
-match only files with a second time embedder, and small models whose widths the stock classes do not know.
+match only files with a second time embedder, and small models whose widths the stock classes do not know.  A backbone that
+ComfyUI has no class of, and so does not detect, is detected here.
 """
 
 import logging
@@ -10,6 +11,7 @@ from importlib import import_module
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.model_detection
 import comfy.supported_models
 import torch
 from torch import Tensor
@@ -69,7 +71,7 @@ def config_class(record: Backbone, model: Model) -> type:
     second = type("TwinFlow" + name, (model.base, WithNetwork), {"network": model.network})
     small = model.small and type("Small" + name, (model.base, WithNetwork), {"network": model.small})
     image_model = model.config.unet_config.get("image_model")
-    key = record.second[0]
+    key, known = record.second[0], model.config in comfy.supported_models.models
 
     class Config(model.config):
         twinflow_backbone = record.name
@@ -80,7 +82,7 @@ def config_class(record: Backbone, model: Model) -> type:
                 return False
             prefix = unet_key_prefix or prefix_before(record.layout.native, state_dict)
             settings = settings_of(record, model, state_dict, prefix)
-            return settings is not None and (prefix + key in state_dict or bool(settings))
+            return settings is not None and (prefix + key in state_dict or bool(settings) or not known)
 
         def get_model(self, state_dict, prefix="", device=None):
             settings = settings_of(record, model, state_dict, prefix) or {}
@@ -110,6 +112,21 @@ def register() -> list[type]:
         if any(key.endswith(record.second[0]) for c in stock if issubclass(c, model.config) for key in c.required_keys):
             logging.info("[TwinFlow] ComfyUI itself has %s with a second time embedder; its class is used", record.title)
             continue
+        if model.config not in stock:
+            detect_also(record, model)
         added.append(config_class(record, model))
         stock.insert(0, added[-1])
     return added
+
+
+def detect_also(record: Backbone, model: Model) -> None:
+    """Let ComfyUI's detection find a backbone by its tensors where it finds nothing itself."""
+    stock = comfy.model_detection.detect_unet_config
+
+    def detect_unet_config(state_dict, key_prefix, *args, **kwargs):
+        found = stock(state_dict, key_prefix, *args, **kwargs)
+        if found is None and settings_of(record, model, state_dict, key_prefix) is not None:
+            return dict(model.config.unet_config)
+        return found
+
+    comfy.model_detection.detect_unet_config = detect_unet_config

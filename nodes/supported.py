@@ -34,9 +34,10 @@ def names(last: str = " or ") -> str:
 
 def names_with_notes(comma: str = ", ", last: str = " and ") -> str:
     """For help pages: the published variants, too, and what a backbone needs of ComfyUI."""
-    layouts = [id(record.layout) for record in supported().values()]
-    published = [record for record in all_backbones().values() if id(record.layout) in layouts and any(record.models.values())]
-    return _listed([record.title + (f" ({record.note})" if record.note else "") for record in published], last, comma)
+    layouts = [record.layout for record in supported().values()]
+    variants = [record for record in all_backbones().values() if record.variant and any(record.models.values())]
+    listed = [*supported().values(), *(record for record in variants if any(record.layout is layout for layout in layouts))]
+    return _listed([record.title + (f" ({record.note})" if record.note else "") for record in listed], last, comma)
 
 
 def _listed(titles: list[str], last: str, comma: str = ", ") -> str:
