@@ -1,4 +1,4 @@
-"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; and an error or a warning when they are wrong."""
+"""The samplers in core's graphs: guiders, masks, areas, batches, guidance, image to image; errors and warnings."""
 
 import logging
 

@@ -17,14 +17,20 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer.backbones import qwen_image, sd3, z_image
-from trainer.generate import generate, load_trained
+from trainer.config import from_flat
+from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee
-from twinflow import objective
+from twinflow.draws import draw
+from twinflow.objective import Batch, Networks, loss
 from twinflow.presets import OBJECTIVES, Sampling
 from twinflow.roles import share_out
 from twinflow.weights import save
 
-BACKBONES = {"qwen": qwen_image.BACKBONE, "zimage": z_image.BACKBONE, "sd3": sd3.BACKBONE}
+BACKBONES = {
+    "qwen": qwen_image.BACKBONES["qwen-image"],
+    "zimage": z_image.BACKBONES["z-image"],
+    "sd3": sd3.BACKBONES["sd3.5"],
+}
 MODES = {
     "adapter": dict(mode="lora", time="two", rank=2, alpha=3.0, targets="attention"),
     "lora": dict(mode="lora", time="fold", rank=2, alpha=3.0, targets="all"),
@@ -35,7 +41,7 @@ SAMPLINGS = {"few": Sampling(2, "few", end_gap=0.6), "any": Sampling(4, "any"), 
 
 def plain(backbone, config, weights):
     model = getattr(diffusers, backbone.transformer_class)(**config).eval()
-    second = backbone.second_embedder.name + "."
+    second = backbone.core.time.name + "."
     model.load_state_dict({k: v.float() for k, v in weights.items() if not k.startswith(second)})
     return model
 
@@ -46,10 +52,9 @@ def trained(trainee, x, cond):
     x, cond = x.repeat(2, 1, 1, 1), tuple(c.repeat(2, *[1] * (c.ndim - 1)) for c in cond)  # four rows, one for each role
     uncond = tuple(c.flip(-1) for c in cond)
     for step in range(2):
-        draws = objective.draw(x, settings, torch.Generator().manual_seed(step))
-        loss = objective.loss(trainee.network, x, cond, uncond, settings, share_out(len(x), settings.roles), draws)
+        draws, roles = draw(x, settings, torch.Generator().manual_seed(step)), share_out(len(x), settings.roles)
         optimizer.zero_grad()
-        loss.total.backward()
+        loss(Networks(trainee.network), Batch(x, cond, uncond), settings, roles, draws).total.backward()
         optimizer.step()
     return {name: p.detach() for name, p in trainee.tensors.items()}
 
