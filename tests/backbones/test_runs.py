@@ -10,6 +10,7 @@ from PIL import Image
 
 from trainer.cli import main
 from trainer.generate import main as draw
+from trainer.runs.images import ImageRun
 from trainer.training import checkpoint
 from twinflow.weights import Provenance, load, read_header
 
@@ -73,8 +74,8 @@ def test_the_second_run_encodes_nothing(edit, edit_whole, photos, tmp_path, monk
     asked = options(edit, edit_whole, photos, tmp_path)
     assert main("lora", [*asked, "--rank", "2"]) == 0
     monkeypatch.setattr(type(edit.backbone), "text_encoder", None)
-    plain = lambda self, config, latents, device: [x[:, :3].sigmoid() for x in latents]
-    monkeypatch.setattr(type(edit.backbone), "pictures", plain)
+    plain = lambda self, settings, latents, device: [x[:, :3].sigmoid() for x in latents]
+    monkeypatch.setattr(ImageRun, "images", plain)
     assert main("lora", [*asked, "--rank", "2"]) == 0
     assert "is finished" in capsys.readouterr().out
     assert main("lora", [*asked, "--rank", "3", "--name", "again"]) == 0

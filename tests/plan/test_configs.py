@@ -4,13 +4,12 @@ import re
 
 import pytest
 import yaml
-from trainer.plan.sizes import size
 
 from trainer import TrainerError
+from trainer.backbones import backbone
 from trainer.cli import CONFIGS, main, read_file
 from trainer.config import resolve
-from trainer.plan import table as plan
-from trainer.plan.memory import GIB
+from trainer.plan.memory import GIB, plan
 
 FILES = sorted(CONFIGS.glob("*.yaml"))
 
@@ -22,7 +21,7 @@ def test_it_fits_the_card_it_is_for(path):
     config = resolve(mode, read_file(path.stem, mode))
     assert f"trainer.{mode} --config {path.stem}" in text
     many = re.search(r"(\d+)x\d+gb", path.stem)
-    assert plan.plan(size(config.model), plan.setup_of(config, int(many[1]) if many else 1)).total < card * GIB
+    assert plan(backbone(config.model), config, int(many[1]) if many else 1).total < card * GIB
 
 
 def test_the_list_is_whole():

@@ -1,8 +1,10 @@
-"""A tiny model of every class that is trained, as a Size."""
+"""A tiny model of every class that is trained, as a backbone; and settings from what differs."""
 
+import copy
 from dataclasses import replace
 
-from trainer.plan.sizes import SIZES
+from trainer.backbones import backbone
+from trainer.config import Settings, from_flat
 
 CONFIGS = {
     "qwen-image": dict(
@@ -21,5 +23,20 @@ CONFIGS = {
         cross_attention_dim=64, caption_channels=48, sample_size=4,
     ),
 }  # fmt: skip
-TINY = {name: replace(SIZES[name], config=config, tokens=20) for name, config in CONFIGS.items()}
 PIXELS = 128
+
+
+def tiny(name: str):
+    small = copy.copy(backbone(name))
+    small.size = replace(small.size, config=CONFIGS[name], tokens=20)
+    return small
+
+
+TINY = {name: tiny(name) for name in CONFIGS}
+
+
+def settings(**changes) -> Settings:
+    """Of a LoRA of rank 8 on attention, at PIXELS; averages: how many EMAs."""
+    decays = [dict(ema=0.0), dict(ema=0.99), dict(ema=0.99, weights_ema=0.99)][changes.pop("averages", 1)]
+    guide = dict(guide="base") if changes.pop("frozen_copy", False) else {}
+    return from_flat(dict(model="qwen-image", rank=8, resolution=PIXELS) | decays | guide | changes)

@@ -117,7 +117,7 @@ def test_nf4_wants_a_gpu():
 def test_nf4_layers_pass_gradients(monkeypatch):
     """The GPU's road, taken on the CPU, which bitsandbytes can do as well, slowly."""
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(quantise, "check", lambda kind: None)
+    monkeypatch.setattr(quantise, "check_quantisation", lambda kind: None)
     made = trainee(quantize="nf4", dtype="bf16")
     made.network.to("cpu")
     weight = made.network.model.transformer_blocks[0].attn.to_q.base_layer.weight

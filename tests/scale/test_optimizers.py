@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from trainer import TrainerError
+from trainer.config import Training
 from trainer.training import checkpoint, optimizers
 from twinflow.weights import load
 
@@ -14,7 +15,7 @@ def made(kind="adamw8bit"):
     network = nn.ModuleDict({"large": nn.Linear(64, 64), "small": nn.Linear(64, 3)})
     tensors = dict(network.named_parameters())
     groups = [dict(kind=kind, params=list(tensors.values()), lr=1e-2, peak=1e-2)]
-    (optimizer,) = optimizers.build(groups, betas=(0.9, 0.99), weight_decay=0.1)
+    (optimizer,) = optimizers.build(groups, Training(betas=(0.9, 0.99), weight_decay=0.1))
     return network, checkpoint.State(tensors, [optimizer], {})
 
 
@@ -60,4 +61,4 @@ def test_a_checkpoint_holds_eight_bits_and_gives_them_back_exactly(tmp_path):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(TrainerError, match="--optimizer adamw8bit: torchao is not installed; pip install torchao"):
-        optimizers.check("adamw8bit")
+        optimizers.check_optimizer("adamw8bit")

@@ -15,10 +15,11 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 
 from tests.scale.tiny import batch, config, plain
-from trainer.config import resolve
+from trainer.config import Training, resolve
 from trainer.data.order import rows_at
 from trainer.runs import run as runs
 from trainer.runs.run import averaged
+from trainer.seeds import seed_of
 from trainer.training import checkpoint, loop, optimizers
 from trainer.training.log import Log
 from trainer.weights import sharding
@@ -95,11 +96,7 @@ def train(name, mode, accelerator, folder, steps=STEPS, **changes):
         groups=optimizers.groups_of(trainee.network, trainee.tensors, trainee.settings.training, trainee.second),
         data=Rows(name),
         objective=OBJECTIVE,
-        steps=steps,
-        batch=BATCH,
-        accumulation=PARTS,
-        schedule="constant",
-        clip=0,
+        training=Training(steps=steps, batch=BATCH, accumulation=PARTS, schedule="constant", clip=0, warmup=0),
         averages={"teacher": 0.9, "weights": 0.5},
         teacher=lambda averages: averaged(trainee, averages),
         guide=lambda averages: trainee.base(),
@@ -143,15 +140,13 @@ def alone(name: str, mode: str):
             parts = []
             for process in range(PROCESSES):
                 x, cond, uncond = data.batch_at((step * PARTS + part) * PROCESSES + process, BATCH, 0)
-                seed = loop.seed_of(0, step, part, process, "draws")
+                seed = seed_of(0, step, part, process, "draws")
                 draws = twinflow.draw(x, OBJECTIVE, torch.Generator().manual_seed(seed))
                 roles = share_out(BATCH, OBJECTIVE.roles, part=part, parts=PARTS)
                 parts.append((x, cond, uncond, draws, roles))
             x, cond, uncond, draws, roles = merged(parts)
-            loss = (
-                twinflow.loss(trainee.network, x, cond, uncond, OBJECTIVE, roles, draws, teacher=teacher, guide=base).total
-                / PARTS
-            )
+            networks = twinflow.Networks(trainee.network, teacher, base)
+            loss = twinflow.loss(networks, twinflow.Batch(x, cond, uncond), OBJECTIVE, roles, draws).total / PARTS
             loss.backward()
             total += loss.item()
         losses.append(total)
@@ -164,7 +159,7 @@ def alone(name: str, mode: str):
     return losses, gradients
 
 
-def sgd(groups, *, betas, weight_decay):
+def sgd(groups, training):
     return [torch.optim.SGD([group | {"lr": RATE} for group in groups])]
 
 

@@ -5,6 +5,7 @@ import torch
 
 from trainer.backbones.digits import BACKBONES
 from trainer.config import resolve
+from trainer.training import optimizers
 from trainer.weights import lora
 from trainer.weights.teachers import WithWeights
 from trainer.weights.trainee import Trainee, VelocityModel
@@ -25,6 +26,10 @@ def trainee(mode="lora", **settings):
         for p in made.tensors.values():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     return made
+
+
+def groups_of(made):
+    return optimizers.groups_of(made.network, made.tensors, made.settings.training, made.second)
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def test_targets():
 
 
 def test_the_second_embedder_may_have_its_own_rate():
-    groups = trainee(embedder_lr=0.5, lr=0.25, optimizer="adamw").groups()
+    groups = groups_of(trainee(embedder_lr=0.5, lr=0.25, optimizer="adamw"))
     assert sorted((g["peak"], len(g["params"])) for g in groups)[1] == (0.5, 4)
 
 
@@ -155,7 +160,7 @@ def test_asking_the_base_between_forward_and_backward_changes_no_gradient(inputs
 
 def test_muon_trains_the_blocks_matrices_and_adamw_all_else():
     made = trainee(optimizer="muon", matrix_lr=0.5, lr=0.25)
-    kinds = {id(p): (g["kind"], g["peak"]) for g in made.groups() for p in g["params"]}
+    kinds = {id(p): (g["kind"], g["peak"]) for g in groups_of(made) for p in g["params"]}
     assert len(kinds) == len(made.tensors)
     for name, p in made.tensors.items():
         inside = "transformer_blocks." in name and p.ndim == 2

@@ -1,12 +1,15 @@
 """Where settings come from, and that what is printed is what is used."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from trainer import TrainerError
+from trainer.backbones import backbone
 from trainer.cli import main
-from trainer.config import resolve
+from trainer.config import OBJECTIVE, OPTIONS, Settings, from_flat, read_settings, resolve
+from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 
 
@@ -16,21 +19,70 @@ def test_the_later_wins(tmp_path, capsys):
     assert main("lora", ["--config", str(file), "--rank", "5", "--dry-run"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["lr"], shown["rank"], shown["roles"]) == (0.5, 5, {"one_step": 1, "fake": 2})
-    assert shown["batch"] == BACKBONE.recipe("lora")["batch"]
+    assert shown["batch"] == backbone("digits").recipe("lora")["batch"]
     assert shown["name"] == "digits-lora"
 
 
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert main("full", ["--out", str(tmp_path / "runs"), "--dry-run"]) == 0
     assert not (tmp_path / "runs").exists()
-    assert Config(**json.loads(capsys.readouterr().out)) == resolve("full", {"out": tmp_path / "runs"})
+    assert from_flat(json.loads(capsys.readouterr().out)) == resolve("full", {"out": tmp_path / "runs"})
 
 
 @pytest.mark.parametrize("preset", OBJECTIVES)
-def test_a_preset_is_the_objective(preset):
-    assert resolve("lora", {"preset": preset}).objective() == OBJECTIVES[preset]
-    changed = resolve("lora", {"preset": preset, "difference": "0.25"}).objective()
-    assert changed.difference == 0.25 and changed.order == OBJECTIVES[preset].order
+@pytest.mark.parametrize("model", ["digits", "qwen-image"])
+def test_a_preset_is_the_objective(preset, model, capsys):
+    """And the guide and teacher that it was published with, whatever the recipe of the model."""
+    settings = resolve("lora", {"model": model, "preset": preset})
+    assert settings.objective == OBJECTIVES[preset]
+    assert (settings.guidance.guide, settings.training.ema) == ("teacher", 0.99)
+    changed = resolve("lora", {"model": model, "preset": preset, "dt": "0.25", "ema": 0.5})
+    assert (changed.objective.dt, changed.objective.order) == (0.25, OBJECTIVES[preset].order)
+    assert changed.training.ema == 0.5
+
+
+def test_what_a_preset_leaves_to_the_recipe_is_said():
+    said = []
+    resolve("lora", {"model": "digits", "preset": "twinflow"}, said.append)
+    assert len(said) == 1 and "--weights-ema stays 0.99 (recipe of digits)" in said[0], said
+    said.clear()
+    resolve("lora", {"model": "digits", "preset": "twinflow", "weights_ema": 0.0}, said.append)
+    resolve("lora", {"model": "qwen-image", "preset": "twinflow"}, said.append)
+    assert not said
+
+
+def test_a_renamed_option_keeps_its_old_name_for_a_version(capsys):
+    assert main("lora", ["--difference", "0.25", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["dt"] == 0.25 and "--difference is called --dt now" in captured.err
+
+
+# of the first version, for settings that give the same run
+HASHES = {
+    ("lora", "digits"): "5de032604bc7",
+    ("full", "digits"): "0b4281ceb5a4",
+    ("lora", "qwen-image"): "968ba6d53f5a",
+    ("full", "qwen-image"): "849e8613f566",
+    ("lora", "z-image-turbo"): "940e9f6460d3",
+    ("lora", "sd3.5"): "079641349d06",
+    ("full", "sana"): "be2741768b22",
+    ("lora", "openuni"): "55a87cc3e790",
+}
+
+
+@pytest.mark.parametrize("mode, model", HASHES)
+def test_the_same_settings_have_the_hash_of_the_first_version(mode, model):
+    assert resolve(mode, {"model": model}).hash() == HASHES[mode, model]
+
+
+def test_a_config_json_is_read_back(tmp_path):
+    settings = resolve("lora", {"model": "sd3.5", "roles": "one_step=1,fake=1", "rectify": 1, "data": "a,b", "cache": "c"})
+    (tmp_path / "config.json").write_text(json.dumps(settings.flat()))
+    assert read_settings(tmp_path) == settings
+    older = settings.flat()
+    older["difference"] = older.pop("dt")
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert read_settings(tmp_path) == settings
 
 
 @pytest.mark.parametrize(
@@ -49,7 +101,7 @@ def test_a_preset_is_the_objective(preset):
 )
 def test_guidance_is_a_scale(given, ratio):
     """The teacher's fixed point under a ratio g is the scale 1 / (1 - g); a frozen base's is 1 + g."""
-    assert resolve("lora", {"model": "qwen-image"} | given).objective().guidance == pytest.approx(ratio)
+    assert resolve("lora", {"model": "qwen-image"} | given).objective.guidance_ratio == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(
@@ -72,9 +124,11 @@ def test_digits_bring_their_own_data():
 
 
 def test_the_command_line_reads_tables_and_pairs():
-    config = resolve("lora", {"roles": "one_step=2, multi_step", "guidance_range": "0.1,0.9", "betas": "0.8,0.9"})
-    assert config.roles == {"one_step": 2, "multi_step": 1}
-    assert config.guidance_range == (0.1, 0.9) and config.betas == (0.8, 0.9)
+    config = resolve(
+        "lora", {"roles": "one_step=2, multi_step", "rectify": "0", "guidance_range": "0.1,0.9", "betas": "0.8,0.9"}
+    )
+    assert config.objective.roles == {"one_step": 2, "multi_step": 1}
+    assert config.objective.guidance_range == (0.1, 0.9) and config.training.betas == (0.8, 0.9)
 
 
 def test_the_hash_is_of_what_decides_the_weights():
@@ -86,24 +140,53 @@ def test_the_hash_is_of_what_decides_the_weights():
 
 
 def test_every_setting_has_help_and_a_heading():
-    for name, field in Config.model_fields.items():
-        assert field.description and field.json_schema_extra["group"], name
+    assert set(OBJECTIVE) | {"guidance_ratio"} == {field.name for field in fields(Objective)}
+    for name, option in OPTIONS.items():
+        assert option.help and (not option.section or Settings.model_fields[option.section].description), name
 
 
 def test_help_teaches(capsys):
     for mode in ("lora", "full"):
-        with pytest.raises(SystemExit) as done:
-            main(mode, ["--help"])
+        assert main(mode, ["--help"]) == 0
         text = capsys.readouterr().out
-        assert done.value.code == 0 and "--model digits" in text
-        assert ("--rank" in text) == (mode == "lora")
-        assert f"[{BACKBONE.recipe(mode)['base_steps']}]" in text, "the defaults shown are those of the model"
+        assert "--model digits" in text and ("--rank" in text) == (mode == "lora")
+        assert f"[{backbone('digits').recipe(mode)['base_steps']}]" in text, "the defaults shown are those of the model"
+        assert text.index("most used:") < text.index("--steps") < text.index("--betas")
+        assert "--resolution" not in text, "digits have no use for it"
+    assert main("lora", ["--model", "z-image", "--help"]) == 0
+    assert "--resolution" in capsys.readouterr().out
 
 
-def test_a_setting_of_a_lora_is_none_of_full():
-    with pytest.raises(SystemExit) as done:
-        main("full", ["--rank", "3"])
-    assert done.value.code == 2
+def test_a_setting_of_a_lora_is_none_of_full(capsys):
+    assert main("full", ["--rank", "3"]) == 2
+    assert "--rank means nothing to trainer.full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--learning_rate", "1e-4"], "--learning_rate is not an option; here it is called --lr 1e-4"),
+        (["--network_dim=16"], "here it is called --rank 16"),
+        (["--mixed_precision", "bf16"], "here it is called --dtype bf16"),
+        (["--max_train_steps", "50"], "here it is called --steps 50"),
+        (["--train_batch_size", "2"], "here it is called --batch 2"),
+        (["--output_dir", "x"], "here it is called --out x"),
+        (["--base_steps", "3"], "did you mean --base-steps 3?"),
+        (["--stpes", "3"], "did you mean --steps"),
+        (["--network_module", "networks.lora"], "python -m trainer.lora trains a LoRA"),
+        (["--model", "Qwen/Qwen-Image"], "did you mean --model qwen-image?"),
+        (["--model", "qwen_image"], "did you mean --model qwen-image?"),
+        (["--model", "qwen-image-2512"], "did you mean --model qwen-image (with --source Qwen/Qwen-Image-2512)?"),
+        (["--model", "Tongyi-MAI/Z-Image-Turbo"], "did you mean --model z-image-turbo?"),
+        (["--model", "zimage"], "did you mean --model z-image?"),
+        (["--optimizer", "adam"], "--optimizer"),
+        (["photos"], "options begin with --"),
+    ],
+)
+def test_what_other_trainers_call_it_is_answered(options, words, capsys):
+    assert main("lora", options) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1, error
 
 
 def test_misspelt_settings_are_answered_with_the_nearest():

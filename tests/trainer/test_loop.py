@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer import Diverged
+from trainer.config import Training
 from trainer.data.order import rows_at
 from trainer.training import checkpoint
 from trainer.training.log import Log
@@ -46,6 +47,7 @@ class Linear(torch.nn.Module):
 def run(folder, network, steps=12, log_every=1, **changes):
     accelerator = Accelerator(cpu=True)
     tensors = dict(network.named_parameters())
+    training = {name: changes.pop(name) for name in list(changes) if name in Training.model_fields}
     job = Job(
         name="test",
         network=network,
@@ -53,8 +55,8 @@ def run(folder, network, steps=12, log_every=1, **changes):
         groups=[dict(kind="adamw", params=list(tensors.values()), lr=1e-2, peak=1e-2)],
         data=Points(),
         objective=Objective(loss="l2"),
-        steps=steps,
-        **{"batch": 4, **changes},
+        training=Training(**dict(steps=steps, batch=4, accumulation=1, warmup=0) | training),
+        **changes,
     )
     folder.mkdir(exist_ok=True)
     log = Log(folder / "metrics.csv", accelerator, log_every)
@@ -81,7 +83,7 @@ def logged(folder):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_learning_rate_rises_then_falls(schedule):
-    rates = [learning_rate(i, 100, 10, schedule) for i in range(100)]
+    rates = [learning_rate(i, Training(steps=100, warmup=10, schedule=schedule)) for i in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1
     assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
     assert rates[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=0.02))

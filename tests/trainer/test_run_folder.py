@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.backbones.digits import BACKBONE, Labelled, decode, images
+from trainer.backbones import backbone
 from trainer.cli import main
+from trainer.runs.digits import Labelled, decode, images
 from trainer.weights.inference import generate, load_trained, noise
 from twinflow.prompts import load_prompts
 from twinflow.weights import Provenance, load, read_header
@@ -67,11 +68,13 @@ def test_full_file_is_one_model_with_both_embedders(finished):
 def test_samples_come_from_the_files(finished, mode):
     """The files alone, read afresh, give the samples on disk again."""
     folder = finished / f"digits-{mode}"
-    network = load_trained(BACKBONE, BACKBONE.read(folder / "base.safetensors"), folder / f"digits-{mode}.safetensors")
+    network = load_trained(
+        backbone("digits"), backbone("digits").load(folder / "base.safetensors"), folder / f"digits-{mode}.safetensors"
+    )
     prompts = load_prompts(folder / "prompts.safetensors")
     saved = load(folder / "samples_distilled_4nfe.safetensors")
-    cond = BACKBONE.collate([prompts[str(int(k))] for k in saved["labels"]])
-    sampling = next(s for s in BACKBONE.sampling if s.steps == 4)
+    cond = backbone("digits").collate([prompts[str(int(k))] for k in saved["labels"]])
+    sampling = next(s for s in backbone("digits").sampling if s.steps == 4)
     made = decode(generate(network, noise(40, (3, 8, 8), 1), cond, sampling))
     torch.testing.assert_close(made, saved["images"], rtol=0, atol=1e-5)
 
