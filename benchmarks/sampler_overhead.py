@@ -61,7 +61,7 @@ def build(nodes: dict, options: argparse.Namespace):
     weights = tiny.digits(width=options.width, layers=options.layers)
     folder = Path(folder_paths.models_dir, "diffusion_models")
     folder.mkdir(parents=True)
-    file = tiny.save(weights | tiny.core.time(weights), folder / "deep.safetensors")
+    file = tiny.save(weights | tiny.second_embedder(weights), folder / "deep.safetensors")
     return call(nodes, "TwinFlowModelLoader", model_name=file, weight_dtype="float32")
 
 
