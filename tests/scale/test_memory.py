@@ -21,7 +21,7 @@ from twinflow.weights import load
 from .tiny import LAYERS, batch, config, plain
 
 OBJECTIVE = Objective(guidance_ratio=0.5, dt=0.05)
-FLOW_MATCHING = Objective(roles=dict(multi_step=1), order=0, loss="l2")  # whose loss says how well it is learnt
+FLOW_MATCHING = Objective(roles=dict(multi_step=1), order=0, rectify=0.0, loss="l2")  # whose loss says how well it is learnt
 STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "fp8-cast": torch.float8_e4m3fn}
 
 
