@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "== setting up $(VENV) (pinned by constraints.txt; minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[trainer,log,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[trainer,log,memory,dev]"
 	$(BIN)/python -m pip uninstall -q -y twinflow # only its dependencies are wanted: the code runs from here
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(OLD_DIFFUSERS) diffusers==0.36.0
 	@touch $@
@@ -33,10 +33,12 @@ lint: $(STAMP)
 	@echo "== ruff"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@echo "== basedpyright"
+	$(BIN)/basedpyright --warnings
 
 test: lint
 	@echo "== pytest"
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile # two processes of one thread each
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --cov --cov-report=term:skip-covered # two processes of one thread each
 
 # COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter that has its requirements and pytest.
 COMFYUI_PATH ?= $(HOME)/ComfyUI

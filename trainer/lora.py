@@ -4,5 +4,11 @@ import sys
 
 from .cli import main
 
+
+def run() -> int:
+    """Returns the exit code (see cli.main)."""
+    return main("lora")
+
+
 if __name__ == "__main__":
-    sys.exit(main("lora"))
+    sys.exit(run())
