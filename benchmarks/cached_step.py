@@ -3,7 +3,7 @@
     python benchmarks/cached_step.py
 
 cached           latents and embeddings from the trainer's cache, forwards for the rows that need them
-straightforward  pictures decoded and encoded, captions and the empty prompt encoded, at every step; every forward on the
+straightforward  images decoded and encoded, captions and the empty prompt encoded, at every step; every forward on the
                  full batch, rows picked by mask afterwards
 released         the same, but the fake samples and the rectification keep to their rows, as in the released code
 All train the same LoRA with the same optimiser and average on the same rows and draws, and must give the same loss; without
@@ -17,6 +17,7 @@ code 1 where it misses its target, or where the losses differ.
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -33,24 +34,29 @@ from transformers import Qwen2Config, Qwen2Model
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from step_cost import SETTINGS, straightforward  # noqa: E402
-from trainer.data.pictures import pixels  # noqa: E402
-from trainer.plan.sizes import SIZES  # noqa: E402
 
-from trainer.backbones.qwen_image import BACKBONE  # noqa: E402
-from trainer.config import Config  # noqa: E402
-from trainer.data import Cache, Encoder, Settings, prepare  # noqa: E402
+from trainer.backbones import backbone  # noqa: E402
+from trainer.config import Settings, from_flat  # noqa: E402
+from trainer.data import Cache, DataRequest, Encoder, prepare  # noqa: E402
+from trainer.data.image_files import pixels  # noqa: E402
 from trainer.plan.memory import plan  # noqa: E402
-from trainer.plan.table import setup_of  # noqa: E402
+from trainer.weights.teachers import WithWeights  # noqa: E402
 from trainer.weights.trainee import Trainee  # noqa: E402
 from twinflow import objective  # noqa: E402
 from twinflow.ema import EMA  # noqa: E402
+from twinflow.objective import Batch, Networks  # noqa: E402
 from twinflow.prompts import Prompt  # noqa: E402
 from twinflow.roles import share_out  # noqa: E402
 
 TARGET = 0.6
 PIXELS, CAPTION, TEMPLATE = 256, 64, 34  # tokens of a caption, and of what the pipeline puts before it
 TEXT_WIDTH = 76
-LORA = dict(mode="lora", time="two", rank=8, targets="attention")
+BACKBONE = backbone("qwen-image")
+
+
+def settings(**changes) -> Settings:
+    """Of a LoRA of rank 8."""
+    return from_flat(dict(model=BACKBONE.name, rank=8, resolution=PIXELS) | changes)
 
 
 def transformer() -> QwenImageTransformer2DModel:
@@ -100,7 +106,7 @@ class Run:
 
     def __init__(self):
         model = fresh(transformer)
-        self.trainee = Trainee(BACKBONE, model, Config.model_construct(**LORA, checkpointing=False))
+        self.trainee = Trainee(BACKBONE, model, settings(checkpointing=False))
         torch.manual_seed(1)
         for p in self.trainee.tensors.values():  # as if trained for a while: at first a LoRA does nothing
             p.data.add_(0.02 * torch.randn_like(p))
@@ -120,7 +126,7 @@ class Run:
         return total.item()
 
 
-def write_pictures(folder: Path, count: int) -> None:
+def write_images(folder: Path, count: int) -> None:
     generator = np.random.default_rng(0)
     for i in range(count):
         corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -136,14 +142,15 @@ def main() -> int:
     torch.set_num_threads(1)
     batch, roles = given.batch, share_out(given.batch, SETTINGS.roles)
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), 2 * batch)
+        write_images(Path(folder), 2 * batch)
         cache = Cache(
             Path(folder) / "cache",
             Encoder("text", lambda: fresh(TextEncoder)),
             Encoder("image", lambda: fresh(ImageEncoder)),
             torch.float32,
         )
-        data, _ = prepare(Settings(folder, resolution=PIXELS, aspect=1.0), cache, BACKBONE.collate)
+        request = DataRequest(folder, resolution=PIXELS, multiple=BACKBONE.pixels, aspect=1.0, aspects="1:1", encode_batch=4)
+        data, _ = prepare(request, cache, BACKBONE.collate)
         text, image = fresh(TextEncoder), fresh(ImageEncoder)
         runs = {name: Run() for name in ("cached", "straightforward", "released")}
         took, encoding, losses = {name: [] for name in runs}, [], {name: [] for name in runs}
@@ -152,13 +159,13 @@ def main() -> int:
             x, cond, uncond = data.batch_at(index, batch, 0)
             draws = objective.draw(x, SETTINGS, torch.Generator().manual_seed(index))
             return lambda student, teacher: (
-                objective.loss(student, x, cond, uncond, SETTINGS, roles, draws, teacher=teacher).total
+                objective.loss(Networks(student, teacher), Batch(x, cond, uncond), SETTINGS, roles, draws).total
             )
 
         def plain(index, everywhere=True):
             began = time.process_time()
             rows = [data.rows[row] for _, row in data.order.batch(index, batch, 0)]
-            x = image(torch.stack([pixels(row.target.picture.read(), row.size) for row in rows]))
+            x = image(torch.stack([pixels(row.target.image.read(), row.size) for row in rows]))
             prompts = text([row.captions[0].text for row in rows]) + text([""] * batch)
             both = BACKBONE.collate(prompts)
             encoding.append(time.process_time() - began)
@@ -202,14 +209,15 @@ def main() -> int:
 
 def print_memory() -> None:
     """By item: what a real trainee and optimiser hold after a step, and the activations as the plan counts them."""
-    config = Config.model_construct(**LORA, quantize="fp8-cast", resolution=PIXELS, batch=1)
-    trainee = Trainee(BACKBONE, fresh(transformer), config)
+    own = settings(quantize="fp8-cast")
+    trainee = Trainee(BACKBONE, fresh(transformer), own)
     optimizer = torch.optim.AdamW(trainee.tensors.values(), lr=1e-4)
     x, t = torch.zeros(1, 16, PIXELS // 8, PIXELS // 8), torch.full((1,), 0.5)
     cond = torch.zeros(1, CAPTION, TEXT_WIDTH), torch.ones(1, CAPTION, dtype=torch.bool)
     trainee.network(x, t, t, cond).float().square().mean().backward()
     optimizer.step()
-    size = replace(SIZES["qwen-image"], config=dict(transformer().config), tokens=CAPTION)
+    narrow = copy.copy(BACKBONE)
+    narrow.size = replace(narrow.size, config=dict(transformer().config), tokens=CAPTION)
     bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
     trained = list(trainee.tensors.values())
     items = {
@@ -218,7 +226,7 @@ def print_memory() -> None:
         "gradients": bytes_of(p.grad for p in trained),
         "optimiser": bytes_of(v for state in optimizer.state.values() for v in state.values()),
         "average": bytes_of(EMA(trained, 0.99).shadow),
-        "activations, checkpointed": plan(size, setup_of(config)).items["activations"],
+        "activations, checkpointed": plan(narrow, own).items["activations"],
     }
     for name, value in items.items():
         print(f"  {name:26s} {value / 2**20:7.2f} MiB")

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from twinflow import objective  # noqa: E402
-from twinflow.objective import Objective, draw, role_times  # noqa: E402
+from twinflow.draws import draw, role_times  # noqa: E402
+from twinflow.objective import Batch, Networks, Objective  # noqa: E402
 from twinflow.roles import share_out  # noqa: E402
 
 TARGETS = {"forward equivalents": 0.78, "wall time": 0.80}
@@ -36,7 +37,7 @@ class Net(nn.Module):
     def __init__(self, width: int, depth: int, patch: int = 16):
         super().__init__()
         self.enter, self.leave = nn.Linear(patch, width), nn.Linear(width, patch)
-        self.hear = nn.Sequential(nn.Linear(2 + 8, width), nn.SiLU(), nn.Linear(width, width))
+        self.times = nn.Sequential(nn.Linear(2 + 8, width), nn.SiLU(), nn.Linear(width, width))
         self.place = nn.Parameter(0.02 * torch.randn(64, width))
         layer = lambda: nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
         self.blocks = nn.ModuleList(layer() for _ in range(depth))
@@ -44,7 +45,7 @@ class Net(nn.Module):
 
     def forward(self, x, t, r, cond):
         h = self.enter(x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(1, 2).flatten(2))
-        h = h + self.place + self.hear(torch.cat([t[:, None], r[:, None], *cond], 1))[:, None]
+        h = h + self.place + self.times(torch.cat([t[:, None], r[:, None], *cond], 1))[:, None]
         for block in self.blocks:
             h = block(h)
         self.cost += len(x) * (3 if torch.is_grad_enabled() else 1)
@@ -64,25 +65,25 @@ def straightforward(student, teacher, x, cond, uncond, settings, roles, draws, *
     with torch.no_grad():
         full, none = torch.ones_like(t), torch.zeros_like(t)
         x, asked = x.clone(), full.bool() if everywhere else fake
-        own = draws.start[asked] - student(draws.start[asked], full[asked], none[asked], rows(cond, asked))
+        own = draws.sample_noise[asked] - student(draws.sample_noise[asked], full[asked], none[asked], rows(cond, asked))
         x[fake] = own[fake[asked]]
     size = column(t.abs())
     x_t = (1 - size) * x + size * draws.noise
     v = student(x_t, t, r, cond)
     with torch.no_grad():
         target = draws.noise - x
-        push = settings.guidance * (teacher(x_t, t, t, cond) - teacher(x_t, t, t, uncond))
+        push = settings.guidance_ratio * (teacher(x_t, t, t, cond) - teacher(x_t, t, t, uncond))
         low, high = settings.guidance_range
         target = torch.where(column((low < t) & (t < high) & ~fake), target + push, target)
-        step, n = settings.difference, settings.order
-        at, journey, start = x_t - step * target, torch.zeros_like(x), torch.maximum(t - step, r)
+        dt, n = settings.dt, settings.order
+        at, journey, start = x_t - dt * target, torch.zeros_like(x), torch.maximum(t - dt, r)
         for i in range(n):
             a, b = (start + (r - start) * k / n for k in (i, i + 1))
             u = teacher(at, a, b, cond)
             at = at + column(b.abs() - a.abs()) * u
             journey = journey + column(a - b) * u
-        near = column(t - r < step)
-        residual = torch.where(near, v, (column(t - r) * v - journey) / step) - target
+        near = column(t - r < dt)
+        residual = torch.where(near, v, (column(t - r) * v - journey) / dt) - target
         target = torch.where(column(fake), target, v - residual.clamp(-1, 1))
         weight = torch.where(fake, 1.0, torch.tan((1 - (t - r)) * math.pi / 2.5) + 1)
 
@@ -93,14 +94,14 @@ def straightforward(student, teacher, x, cond, uncond, settings, roles, draws, *
     loss = (barron(v, target) * weight).mean()
     with torch.no_grad():
         asked = full.bool() if everywhere else one
-        data, s, c = (x_t - v)[asked], draws.again_t[asked], rows(cond, asked)
-        again = (1 - column(s)) * data + column(s) * draws.again[asked]
+        data, s, c = (x_t - v)[asked], draws.renoise_t[asked], rows(cond, asked)
+        again = (1 - column(s)) * data + column(s) * draws.renoise[asked]
         gap = (student(again, -s, -s, c) - student(again, s, s, c)).clamp(-1, 1)[one[asked]]
     return loss + settings.rectify * barron(v[one], v[one].detach() - gap).mean()
 
 
-def twinflow(student, teacher, *batch):
-    return objective.loss(student, *batch, teacher=teacher).total
+def twinflow(student, teacher, x, cond, uncond, settings, roles, draws):
+    return objective.loss(Networks(student, teacher), Batch(x, cond, uncond), settings, roles, draws).total
 
 
 STEPS = {"straightforward": straightforward, "twinflow": twinflow}
@@ -153,7 +154,7 @@ def main() -> int:
     arguments.add_argument("--repeats", type=int, default=15, help="timed steps of each (15)")
     given = arguments.parse_args()
     torch.set_num_threads(1)  # two threads on a busy machine measure the machine
-    print(f"batch {given.batch}, guidance {SETTINGS.guidance}, order {SETTINGS.order}, roles 1:1:1:1, one thread")
+    print(f"batch {given.batch}, guidance ratio {SETTINGS.guidance_ratio}, order {SETTINGS.order}, roles 1:1:1:1, one thread")
     # which rows need which forward depends on the draws: counted on many with a network that costs nothing
     counted = compare(8, 1, given.batch, 200, seed=1)
     clocked = counted and compare(160, 2, given.batch, given.repeats, seed=2)

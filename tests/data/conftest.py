@@ -1,4 +1,4 @@
-"""Small real encoders that count their calls, and folders of real pictures."""
+"""Small real encoders that count their calls, and folders of real images."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ def collate(prompts):
 
 
 class TextEncoder(nn.Module):
-    """A token a byte; references shift every token by their mean, as an edit model's text depends on its pictures."""
+    """A token a byte; references shift every token by their mean, as an edit model's text depends on its images."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def cache(tmp_path, text, image):
 
 
 def draw(path, height, width, seed=0, **options):
-    """A picture of smooth colours, so that scaling keeps its mean."""
+    """An image of smooth colours, so that scaling keeps its mean."""
     path.parent.mkdir(parents=True, exist_ok=True)
     corners = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR).save(path, **options)
@@ -90,10 +90,10 @@ def draw(path, height, width, seed=0, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six pictures in two aspects, captions of one and of three lines."""
+    """Six images in two aspects, captions of one and of three lines."""
     for i in range(6):
         path = draw(tmp_path / "photos" / f"{i}.png", *((40, 40), (64, 32))[i % 2], seed=i)
-        path.with_suffix(".txt").write_text("one\ntwo\n\nthree\n" if i == 0 else f"picture {i}\n")
+        path.with_suffix(".txt").write_text("one\ntwo\n\nthree\n" if i == 0 else f"image {i}\n")
     return tmp_path / "photos"
 
 

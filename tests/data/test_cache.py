@@ -107,7 +107,7 @@ def test_everything_that_matters_changes_the_name(tmp_path, cache):
     assert len(set(captions)) == len(captions)
 
 
-def test_changed_picture_is_encoded_anew(prepared, cache, folder, image):
+def test_changed_image_is_encoded_anew(prepared, cache, folder, image):
     prepared(folder)
     draw(folder / "2.png", 40, 40, seed=99)
     prepared(folder)
@@ -121,9 +121,9 @@ def test_copies_share_a_file(prepared, cache, folder):
     assert report.used == 7 and len(files(cache, "latents")) == 6 and len(files(cache, "captions")) == 9
 
 
-def test_broken_pictures_are_skipped_by_name_once(prepared, folder, image):
+def test_broken_images_are_skipped_by_name_once(prepared, folder, image):
     whole = (folder / "0.png").read_bytes()
-    (folder / "1.png").write_bytes(b"no picture")  # seen at once
+    (folder / "1.png").write_bytes(b"no image")  # seen at once
     (folder / "2.png").write_bytes(whole[: len(whole) // 2])  # seen when decoded
     for _ in range(2):
         data, report = prepared(folder)
@@ -226,18 +226,18 @@ def test_folder_that_cannot_be_made(prepared, folder, cache, tmp_path):
 
 
 def test_digests_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    picture = ImageFile(draw(tmp_path / "a.png", 8, 16))
+    file = ImageFile(draw(tmp_path / "a.png", 8, 16))
     digests = Digests(tmp_path / "digests.json")
-    first = digests(picture)
+    first = digests(file)
     digests.save()
     reads = []
     monkeypatch.setattr(ImageFile, "read", lambda self: reads.append(self) or self.path.read_bytes())
-    assert Digests(tmp_path / "digests.json")(picture) == first == (first[0], (8, 16)) and not reads
-    Image.new("RGB", (16, 16)).save(picture.path)
-    changed = Digests(tmp_path / "digests.json")(picture)
+    assert Digests(tmp_path / "digests.json")(file) == first == (first[0], (8, 16)) and not reads
+    Image.new("RGB", (16, 16)).save(file.path)
+    changed = Digests(tmp_path / "digests.json")(file)
     assert reads and changed[0] != first[0] and changed[1] == (16, 16)
     (tmp_path / "digests.json").write_text("{damaged")
-    assert Digests(tmp_path / "digests.json")(picture) == changed
+    assert Digests(tmp_path / "digests.json")(file) == changed
 
 
 def test_files_are_plain_safetensors_in_the_cache_dtype(tmp_path, text, image, folder):

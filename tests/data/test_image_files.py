@@ -41,7 +41,7 @@ def test_crop_is_centred_and_keeps_the_aspect():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation):
-    """A picture stored turned, with the tag that says so, looks like the upright one."""
+    """An image stored turned, with the tag that says so, looks like the upright one."""
     upright = halves(16, 32)
     undo = {
         1: (), 2: (Image.Transpose.FLIP_LEFT_RIGHT,), 3: (Image.Transpose.ROTATE_180,), 4: (Image.Transpose.FLIP_TOP_BOTTOM,),
@@ -81,13 +81,13 @@ def test_other_modes(mode):
     assert x.shape == (3, 8, 8) and (x - expected).abs().max() < 0.01
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", encoded(halves(64, 64))[:90]])
+@pytest.mark.parametrize("data", [b"", b"not an image", encoded(halves(64, 64))[:90]])
 def test_damage(data):
     with pytest.raises(Broken) as error:
         pixels(data, (8, 8))
     assert str(error.value) and "0x" not in str(error.value)
 
 
-def test_size_of_no_picture():
+def test_size_of_no_image():
     with pytest.raises(Broken):
         size(b"<html>404</html>")

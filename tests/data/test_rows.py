@@ -25,7 +25,7 @@ def table(path, columns, **options):
 
 def test_folder(folder):
     rows, report = read(folder)
-    assert [row.captions for row in rows][:2] == [("one", "two", "three"), ("picture 1",)]
+    assert [row.captions for row in rows][:2] == [("one", "two", "three"), ("image 1",)]
     assert [row.target.path.name for row in rows] == [f"{i}.png" for i in range(6)]
     assert not report.skipped
 
@@ -49,7 +49,7 @@ def test_empty_and_missing_captions_are_named(folder):
 def test_caption_for_those_without(folder):
     (folder / "1.txt").unlink()
     rows, report = read(folder, caption="a photo")
-    assert rows[1].captions == ("a photo",) and rows[2].captions == ("picture 2",) and not report.skipped
+    assert rows[1].captions == ("a photo",) and rows[2].captions == ("image 2",) and not report.skipped
 
 
 def test_jsonl(folder, tmp_path):
@@ -58,7 +58,7 @@ def test_jsonl(folder, tmp_path):
         {"image": "photos/1.png", "text": ["b", " ", "c"], "repeats": 3},
         {"file_name": "photos/2.png", "caption": "d"},
         {"image": "photos/3.png", "text": ""},
-        {"text": "no picture"},
+        {"text": "no image"},
         {"image": "photos/4.png", "text": 7},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", lines)
@@ -144,7 +144,7 @@ def test_edit_rows_and_models_must_match(folder, tmp_path):
     [
         (lambda p: p / "absent", "does not exist"),
         (lambda p: (p / "a.csv").touch() or p / "a.csv", "of no known kind"),
-        (lambda p: (p / "a.parquet").write_bytes(b"x" * 99) and p / "a.parquet", "no parquet file"),
+        (lambda p: (p / "a.parquet").write_bytes(b"x" * 99) and p / "a.parquet", "not a parquet file"),
         (lambda p: table(p / "b.parquet", {"x": [1]}), "has columns x; expected text"),
         (lambda p: (p / "a.txt").write_bytes(b"\xff\xfe\xfa") and p / "a.txt", "UTF-8"),
         (lambda p: f"{p}*many", "does not end in a number"),

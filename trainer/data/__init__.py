@@ -1,4 +1,4 @@
-"""Training data: rows from many sources, aspect buckets, a cache of what the encoders say of them, batches by number."""
+"""Training data: rows from many sources, aspect buckets, a cache of their encodings, batches by number."""
 
 from .cache import Cache, Encoder, free
 from .dataset import CachedData, DataRequest, prepare

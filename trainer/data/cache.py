@@ -1,4 +1,4 @@
-"""What the encoders say of every image and caption, on disk, so that no encoder is in memory while training.
+"""The encodings of every image and caption, on disk, so that no encoder is in memory while training.
 
 One safetensors file for each image (at a size) and each caption, named by a hash of all that decides its content.  Files
 are whole or absent, so filling goes on where it stopped, and several processes may fill one folder.
@@ -28,7 +28,7 @@ VERSION = 1  # of the files and of how pixels are cut: raise it when either chan
 
 
 class Encoder(NamedTuple):
-    """identity: names the weights, and any setting that changes what they say.  open: loads them, when something is missing.
+    """identity: names the weights, and any setting that changes their output.  open: loads them, when something is missing.
 
     What open() returns is called with pixels (B, 3, H, W) in [-1, 1] for latents (B, ...); or with a list of captions for
     as many Prompts, unpadded; or, for an edit model, with captions and their reference images [[(3, H, W), ...], ...].

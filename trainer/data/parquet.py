@@ -17,7 +17,9 @@ def _open(path: Path):
     try:
         file = parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise TrainerError(f"data: {path} is no parquet file ({str(error).splitlines()[0]}); write or fetch it again") from None
+        raise TrainerError(
+            f"data: {path} is not a parquet file ({str(error).splitlines()[0]}); write or fetch it again"
+        ) from None
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     return file, [0, *accumulate(sizes)]
 

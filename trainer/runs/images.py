@@ -175,6 +175,6 @@ def identity(files: list[Path]) -> str:
 
 
 def small(images: Tensor) -> Tensor:
-    """Pictures (B, C, H, W), made smaller where they are wider or taller than WIDEST."""
+    """Images (B, C, H, W), made smaller where they are wider or taller than WIDEST."""
     share = WIDEST / max(images.shape[-2:])
     return F.interpolate(images, scale_factor=share, mode="area") if share < 1 else images

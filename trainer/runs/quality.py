@@ -1,4 +1,4 @@
-"""What a run is worth: samples on disk, their metrics as the judge sees them, a table and a image."""
+"""What a run is worth: samples on disk, their metrics as the judge sees them, a table and a grid of images."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -180,7 +180,7 @@ def check_launch(settings: Settings, accelerator: Accelerator) -> None:
         return
     if kind != DistributedType.FSDP or not accelerator.is_fsdp2:
         raise TrainerError(
-            f"accelerate was told to use {kind.value}; expected DDP (--multi_gpu) or --use_fsdp --fsdp_version 2"
+            f"accelerate is configured for {kind.value}; expected DDP (--multi_gpu) or --use_fsdp --fsdp_version 2"
         )
     now = settings.flat()
     for name, value in dict(quantize="none", block_swap=0, optimizer="adamw").items():

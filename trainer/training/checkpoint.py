@@ -93,7 +93,9 @@ def restore(state: State, folder: Path, config_hash: str) -> Path | None:
             about = json.loads(read_header(path).metadata["twinflow.training"])
             saved = load(path)
         except (WeightsError, KeyError, ValueError) as error:
-            raise TrainerError(f"{path}: is no usable checkpoint ({error}); delete it to go on from the one before") from None
+            raise TrainerError(
+                f"{path}: is not a usable checkpoint ({error}); delete it to go on from the one before"
+            ) from None
         if about["config"] != config_hash:
             raise TrainerError(f"{path}: was made with other settings; use another --name, or delete {folder} to start afresh")
         try:
