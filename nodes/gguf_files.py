@@ -32,9 +32,9 @@ def package():
 
 def quantised_pack():
     """The module of ComfyUI-GGUF that has its operations and its patcher, where it is installed; else None."""
-    import nodes
+    import nodes as comfy_nodes
 
-    loader = nodes.NODE_CLASS_MAPPINGS.get("UnetLoaderGGUF")
+    loader = comfy_nodes.NODE_CLASS_MAPPINGS.get("UnetLoaderGGUF")  # pyright: ignore[reportAttributeAccessIssue]  ComfyUI's own nodes, not ours
     module = loader and sys.modules.get(loader.__module__)
     if module is None or not hasattr(module, "GGMLOps") or not hasattr(module, "GGUFModelPatcher"):
         return None

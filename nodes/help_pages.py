@@ -5,6 +5,7 @@ ComfyUI serves the pages (web/docs) as static files.  Routes of packs come befor
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from .supported import names_with_notes
 
@@ -19,7 +20,7 @@ def page(path: Path) -> str:
 
 def add_route() -> None:
     """On ComfyUI's server; nothing where ComfyUI runs without one."""
-    server = getattr(sys.modules.get("server"), "PromptServer", None)
+    server: Any = getattr(sys.modules.get("server"), "PromptServer", None)
     if getattr(server, "instance", None) is None:
         return
     from aiohttp import web

@@ -93,6 +93,7 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     pack = None
     if any(gguf_files.is_quantised(t) for t in tensors.values()):
         pack = gguf_files.quantised_pack()
+        assert pack is not None  # else nothing is kept quantised
         options = {"custom_operations": importlib.import_module(".ops", pack.__package__).GGMLOps()}
     load = comfy.sd.load_diffusion_model_state_dict
     extra = {"metadata": base.metadata} if "metadata" in inspect.signature(load).parameters else {}  # ComfyUI 0.4

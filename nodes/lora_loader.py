@@ -79,6 +79,7 @@ def apply_file(model, file: ModelFile, strength: float):
         )
     lines = [described(file, None), result.report()]
     if file.second:
+        assert layout is not None  # the model has a second time embedder, so it is one of ours
         embedder = layout.to_native(file.tensors(file.second))
         patcher.add_patches({f"diffusion_model.{key}": ("set", (tensor,)) for key, tensor in embedder.items()})
         lines.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")

@@ -8,6 +8,7 @@ ComfyUI has no class of, and so does not detect, is detected here.
 import logging
 from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -68,8 +69,8 @@ def settings_of(record: Backbone, model: Model, state_dict: Mapping[str, Tensor]
 def config_class(record: Backbone, model: Model) -> type:
     """The class to register for this backbone."""
     name = model.base.__name__
-    second = type("TwinFlow" + name, (model.base, WithNetwork), {"network": model.network})
-    small = model.small and type("Small" + name, (model.base, WithNetwork), {"network": model.small})
+    second: Any = type("TwinFlow" + name, (model.base, WithNetwork), {"network": model.network})
+    small: Any = model.small and type("Small" + name, (model.base, WithNetwork), {"network": model.small})
     image_model = model.config.unet_config.get("image_model")
     key, known = record.second[0], model.config in comfy.supported_models.models
 

@@ -96,10 +96,8 @@ class Sampler(io.ComfyNode):
             negative = positive
         if sigmas is None or sampler is None:
             sampling = recommended(model) if preset == FROM_FILE else PRESETS[preset]
-        if sigmas is None:
-            sigmas = denoised(sampling.times(), denoise).to(torch.float32)
-        if sampler is None:
-            sampler = unified_sampler(**sampling.options())
+            sigmas = denoised(sampling.times(), denoise).to(torch.float32) if sigmas is None else sigmas
+            sampler = sampler or unified_sampler(**sampling.options())
         return io.NodeOutput(sample_latent(model, positive, negative, latent_image, sigmas, sampler, seed, cfg))
 
 

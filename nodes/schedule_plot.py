@@ -51,7 +51,7 @@ def draw(times: torch.Tensor, targets: torch.Tensor, width: int, height: int) ->
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default()
     steps, top = len(times) - 1, max(1.0, float(times.max()))
 
-    def place(i: float, t: float) -> tuple[float, float]:
+    def place(i: float, t: float | torch.Tensor) -> tuple[float, float]:
         return MARGIN + (width - 2 * MARGIN) * i / steps, height - MARGIN - (height - 2 * MARGIN) * float(t) / top
 
     for tick in np.linspace(0, top, 5):

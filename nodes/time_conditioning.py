@@ -105,6 +105,7 @@ def with_single_time(view, executor, x, t, c_concat=None, c_crossattn=None, cont
     view: the backbone's own count of time, of t, where it has one; ComfyUI then gives its class 1 - sigma.
     Works one level above the diffusion model, where the time is still the sigma: SD3 has no wrapper further in.
     """
+    assert transformer_options is not None  # the wrapper was found in them
     single = transformer_options[KEY].single(t)
     if view is not None:  # differs from 1 - sigma for a negative time only
         single = 1 - view(widest(single)).float()

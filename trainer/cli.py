@@ -116,7 +116,7 @@ class Command(click.Command):
 
     def __init__(self, mode: Literal["lora", "full"], model: str):
         self.defaults = {**{n: o.default for n, o in OPTIONS.items()}, **(recipe(mode, model) if model else {})}
-        self.hidden = set(meaningless(mode, model)) if model else {n for n, o in OPTIONS.items() if mode == "full" and o.lora}
+        self.unread = set(meaningless(mode, model)) if model else {n for n, o in OPTIONS.items() if mode == "full" and o.lora}
         options = [self.option(name, setting) for name, setting in OPTIONS.items() if name != "mode"]
         options += [click.Option([flag(name)], **extra) for name, extra in EXTRA.items()]
         options += [click.Option([flag(old)], hidden=True, metavar=new) for old, new in RENAMED.items()]
@@ -133,11 +133,11 @@ class Command(click.Command):
     def option(self, name: str, setting: Option) -> click.Option:
         text = setting.help + shown(self.defaults[name])
         if setting.kind is bool:
-            return click.Option([f"{flag(name)}/{flag('no_' + name)}"], default=None, help=text, hidden=name in self.hidden)
+            return click.Option([f"{flag(name)}/{flag('no_' + name)}"], default=None, help=text, hidden=name in self.unread)
         choices = get_args(setting.kind) if get_origin(setting.kind) is Literal else None
         kind = click.Choice(choices) if choices else None
         metavar = None if choices else setting.metavar or name.upper()
-        return click.Option([flag(name)], type=kind, metavar=metavar, help=text, hidden=name in self.hidden)
+        return click.Option([flag(name)], type=kind, metavar=metavar, help=text, hidden=name in self.unread)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The most used options first, the others by section."""

@@ -296,7 +296,9 @@ class Option:
         if not (isinstance(value, str) and isinstance(origin, type) and issubclass(origin, (Mapping, tuple))):
             return value
         items = [item for item in value.replace(" ", "").split(",") if item]
-        return tuple(items) if origin is tuple else dict(item.split("=", 1) if "=" in item else (item, 1) for item in items)
+        if origin is tuple:
+            return tuple(items)
+        return {name: value if equals else 1 for name, equals, value in (item.partition("=") for item in items)}
 
 
 def _options(record: type[Section], section: str = "") -> dict[str, Option]:
@@ -308,7 +310,8 @@ def _options(record: type[Section], section: str = "") -> dict[str, Option]:
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             found |= _options(field.annotation, name)
         else:
-            extra = dict(field.json_schema_extra)
+            assert isinstance(field.json_schema_extra, dict) and field.description  # as option() makes it
+            extra: dict[str, Any] = {**field.json_schema_extra}
             own = extra.pop("name") or name
             found[own] = Option(section, name, field.annotation, field.default, field.description, **extra)
     return found
@@ -417,7 +420,8 @@ def explain(error: ValidationError) -> str:
     if fault["type"] == "value_error":
         return fault["msg"].removeprefix("Value error, ")
     parts = [str(part) for part in fault["loc"]]
-    names = {(o.section, o.field) if o.section else (o.field,): name for name, o in OPTIONS.items()}
+    names: dict[tuple[str, ...], str] = {}
+    names |= {(o.section, o.field) if o.section else (o.field,): name for name, o in OPTIONS.items()}
     own = next((n for n in (2, 1) if tuple(parts[:n]) in names), 0)
     name = ".".join([names.get(tuple(parts[:own]), ""), *parts[own:]]).strip(".")
     return f"{name} is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]} (see --help)"

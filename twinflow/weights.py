@@ -78,7 +78,7 @@ def save(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mappi
     write_atomically(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
     """Call write(temporary file), flush that to disk and put it in place of path: the old file or the new, never half."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -149,9 +149,9 @@ class Provenance:
                 raise ValueError(f"twinflow.time is {get('twinflow.time')!r}; expected one of {', '.join(TIME_RULES)}")
             sampler = json.loads(get("twinflow.sampler", "[]"))
             return cls(
-                time=get("twinflow.time"),
+                time=metadata["twinflow.time"],
                 base_model=get("twinflow.base_model", ""),
-                rank=int(get("twinflow.rank")) if get("twinflow.rank") else None,
+                rank=int(rank) if (rank := get("twinflow.rank")) else None,
                 sampler=tuple(Sampling.from_json(s) for s in (sampler if isinstance(sampler, list) else [sampler])),
                 step=int(get("twinflow.step", "0")),
                 config_hash=get("twinflow.config_hash", ""),
@@ -166,4 +166,4 @@ def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
     count: dict[torch.dtype, int] = {}
     for t in tensors.values():
         count[t.dtype] = count.get(t.dtype, 0) + t.numel()
-    return max(count, key=count.get)
+    return max(count, key=lambda dtype: count[dtype])

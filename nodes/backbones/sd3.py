@@ -36,6 +36,8 @@ class SD3(TwoTimes, mmdit.OpenAISignatureMMDITWrapper):
 class Heads(int):
     """MMDiT's `depth`: the number of heads, and 64 times it the width.  This one answers with the width it was given."""
 
+    width: int
+
     def __new__(cls, heads: int, width: int):
         self = super().__new__(cls, heads)
         self.width = width

@@ -151,7 +151,7 @@ class DiffusersBackbone:
         """The files that decide what the autoencoder gives."""
         return list((self.parts_of(source, ("vae",)) / "vae").rglob("*"))
 
-    def channels(self, model: nn.Module) -> int:
+    def channels(self, model: Any) -> int:
         """Of the latents."""
         return model.config.in_channels
 

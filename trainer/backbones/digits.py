@@ -22,7 +22,7 @@ from .sizes import Size
 
 SIDE = 8
 TOKENS = 4  # learnt tokens a prompt
-ARCHITECTURE = dict(
+ARCHITECTURE: dict[str, Any] = dict(
     patch_size=2,
     in_channels=12,
     out_channels=3,
@@ -38,7 +38,7 @@ class Digits(QwenImage):
     core = known.BACKBONE
     pixels, factor = SIDE, 1
     chunk = 500
-    unread = ("data", "prompts", "validation", "validate_every")
+    unread: tuple[str, ...] = ("data", "prompts", "validation", "validate_every")
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
         Sampling(2, "any", 0.0, end_gap=0.7),

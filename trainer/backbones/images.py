@@ -1,7 +1,9 @@
 """Pixels to latents and back, with any of diffusers' autoencoders."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class ImageCodec:
@@ -10,10 +12,10 @@ class ImageCodec:
     The scale stands in the autoencoder's configuration: per channel (mean, std), or one factor and perhaps a shift.
     """
 
-    def __init__(self, vae: nn.Module):
-        self.vae = vae.eval().requires_grad_(False)
+    def __init__(self, vae: Any):
+        self.vae: Any = vae.eval().requires_grad_(False)
         config = vae.config
-        like = dict(device=vae.device, dtype=torch.float32)
+        like: dict[str, Any] = dict(device=vae.device, dtype=torch.float32)
         self.video = hasattr(config, "latents_mean") and config.latents_mean is not None  # its tensors have a time axis
         if self.video:
             self.shift, self.scale = (

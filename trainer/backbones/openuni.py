@@ -21,7 +21,12 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderDC
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2Model, Qwen2TokenizerFast, SiglipVisionConfig
+from transformers import (
+    Qwen2Config,
+    Qwen2Model,
+    Qwen2TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  made when it is asked for
+    SiglipVisionConfig,
+)
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from twinflow.backbones import openuni as known
@@ -54,19 +59,19 @@ class Reader(nn.Module):
     The connector is SigLIP's encoder: layers with the norm first, no mask, no norm at the end.
     """
 
-    def __init__(self, settings: Mapping, shapes: Mapping[str, tuple[int, ...]], tokenizer: Any):
+    def __init__(self, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tokenizer: Any):
         super().__init__()
         self.tokenizer = tokenizer
-        self.text_encoder = Qwen2Model(Qwen2Config(**dict(settings) | dict(attn_implementation="sdpa")))
+        self.text_encoder = Qwen2Model(Qwen2Config(**{**settings, "attn_implementation": "sdpa"}))
         width = shapes[QUERIES][1]
         config = SiglipVisionConfig(
             hidden_size=width,
             intermediate_size=shapes["connector.layers.0.mlp.fc1.bias"][0],
             num_hidden_layers=blocks(shapes, "connector.layers.{}.mlp.fc1.bias"),
             num_attention_heads=width // HEAD,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]  of every configuration, by keyword only
         )
-        self.connector = SiglipEncoder(config)
+        self.connector = SiglipEncoder(config)  # pyright: ignore[reportArgumentType]  the vision half's settings are enough
         self.projector = nn.Linear(width, shapes["projector.bias"][0])
         self.meta_queries = nn.Parameter(torch.empty(shapes[QUERIES]))
 
@@ -113,7 +118,7 @@ class OpenUni(Sana):
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The language model in dtype and the connector in float32, of a source or as published.  Raises TrainerError."""
         folder = self.part(source, "internvl")
-        file = lambda: checkpoint(source) or checkpoint(self.repository)
+        file = lambda: self.checkpoint(source)
         reader = load_part(lambda: read_reader(folder, file, dtype), folder.parent, (folder.name,))
         return PipelineEncoder(reader.to(device), self.encode_prompt)
 
@@ -123,8 +128,14 @@ class OpenUni(Sana):
         tokens = pipeline.tokenizer(TURN.format(request), return_tensors="pt").input_ids
         return Prompt(text, pipeline(tokens.to(pipeline.meta_queries.device))[0])
 
+    def checkpoint(self, source: str) -> Path:
+        """The .pth of a source, or the published one.  Raises TrainerError."""
+        file = checkpoint(source) or checkpoint(self.repository)
+        assert file is not None  # the published one names a file
+        return file
+
     def text_files(self, source: str) -> list[Path]:
-        folder, file = self.part(source, "internvl"), checkpoint(source) or checkpoint(self.repository)
+        folder, file = self.part(source, "internvl"), self.checkpoint(source)
         return [*folder.glob("*"), file]
 
     def image_files(self, source: str) -> list[Path]:

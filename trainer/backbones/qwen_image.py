@@ -30,7 +30,7 @@ def text_arguments(model: Any, embeds: Tensor, mask: Tensor | None, patches: int
     """What diffusers up to 0.36 must be told besides the mask, which it takes and does not use."""
     if "max_txt_seq_len" in inspect.signature(model.pos_embed.forward).parameters:
         return {}
-    arguments = dict(txt_seq_lens=[embeds.shape[1]] * len(embeds))
+    arguments: dict[str, Any] = dict(txt_seq_lens=[embeds.shape[1]] * len(embeds))
     if mask is not None:
         if model.gradient_checkpointing and torch.is_grad_enabled():
             raise ValueError(

@@ -70,14 +70,14 @@ def at_condition_size(pipeline: Any, image: Tensor) -> Image.Image:
 class Processor:
     """Pictures and text for the encoder.  transformers' own does the same, but wants torchvision for videos."""
 
-    def __init__(self, images: Qwen2VLImageProcessor, tokenizer):
-        self.images, self.tokenizer = images, tokenizer
+    def __init__(self, processor: Qwen2VLImageProcessor, tokenizer: Any):
+        self.processor, self.tokenizer = processor, tokenizer
 
     def __call__(self, text: list[str], images: list[Image.Image] | None, **options) -> BatchFeature:
         """Each <|image_pad|> becomes as many as its image has tokens."""
-        none = dict(pixel_values=None, image_grid_thw=None)  # diffusers 0.36 asks for both
-        seen = dict(self.images(images=images, return_tensors="pt")) if images else none
-        counts = iter((seen["image_grid_thw"].prod(1) // self.images.merge_size**2).tolist() if images else ())
+        none: dict[str, Any] = dict(pixel_values=None, image_grid_thw=None)  # diffusers 0.36 asks for both
+        seen = dict(self.processor(images=images, return_tensors="pt")) if images else none
+        counts = iter((seen["image_grid_thw"].prod(1) // self.processor.merge_size**2).tolist() if images else ())
         fill = lambda parts: parts[0] + "".join("<|image_pad|>" * next(counts) + part for part in parts[1:])
         text = [fill(line.split("<|image_pad|>")) for line in text]
         return BatchFeature(dict(self.tokenizer(text, **options)) | seen)

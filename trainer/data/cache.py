@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -53,6 +53,9 @@ class Caption(NamedTuple):
     references: tuple[Shot, ...] = ()
 
 
+Item = TypeVar("Item")
+
+
 class Cache:
     """Raises TrainerError where the folder cannot be used."""
 
@@ -60,6 +63,7 @@ class Cache:
         self.folder, self.text, self.image, self.dtype = Path(folder), text, image, dtype
 
     def latents_path(self, shot: Shot) -> Path:
+        assert self.image is not None
         return self._path("latents", self.image.identity, shot.digest, shot.size)
 
     def caption_path(self, caption: Caption) -> Path:
@@ -113,7 +117,7 @@ class Cache:
             ) from None
 
     @staticmethod
-    def _share(items: Iterable, path: Callable, share: tuple[int, int]) -> dict[Path, tuple]:
+    def _share(items: Iterable[Item], path: Callable[[Item], Path], share: tuple[int, int]) -> dict[Path, Item]:
         """By path, each once.  Dealt out before looking at what exists, or processes would disagree on whose is whose."""
         by_path = {path(item): item for item in items}
         return {p: by_path[p] for p in sorted(by_path)[share[0] :: share[1]]}
@@ -121,7 +125,7 @@ class Cache:
     def _fill_latents(self, mine: dict[Path, Shot], batch: int, quiet: bool) -> None:
         missing = [s for path, s in mine.items() if not path.exists() and not self._fault_path(s).exists()]
         missing.sort(key=lambda s: (s.size, s.image))  # of one size side by side, and parquet rows in their order
-        encode = self.image.open() if missing else None
+        encode: Any = self.image.open() if missing and self.image else None
         for group in progress("images", len(mine), missing, batch, quiet, lambda s: s.size):
             ready = {}
             for shot in group:
@@ -138,7 +142,7 @@ class Cache:
     def _fill_captions(self, mine: dict[Path, Caption], batch: int, quiet: bool) -> None:
         missing = [c for path, c in mine.items() if not path.exists()]
         missing.sort(key=lambda c: (sizes(c), len(c.text)))  # of like length side by side: little padding
-        encode = self.text.open() if missing else None
+        encode: Any = self.text.open() if missing else None
         for group in progress("captions", len(mine), missing, batch, quiet, sizes):
             ready = {}
             for caption in group:

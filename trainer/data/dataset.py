@@ -98,6 +98,7 @@ class CachedData:
         cond, uncond = (tuple(c[part] for c in both) + seen for part in (slice(batch), slice(batch, None)))
         if rows[0].target:
             return self._stack([sample.target for sample in rows]), cond, uncond
+        assert self.latents is not None  # of rows without images the caller gives the shape
         return torch.zeros(batch, *self.latents(*rows[0].size)), cond, uncond
 
     def first(self, count: int | None) -> list[tuple[Caption, tuple[int, int], Condition]]:

@@ -100,7 +100,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _folder(folder: Path, report: Report, edit: bool) -> Iterator[Row]:
     """Images with a .txt beside each; for edits under target/, with namesakes under source/, source_2/, ..."""
-    targets, sources = folder, []
+    targets, sources, namesakes = folder, [], []
     if edit:
         targets, sources = folder / "target", sorted(p for p in folder.glob("source*") if p.is_dir())
         if not targets.is_dir() or not sources:

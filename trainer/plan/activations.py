@@ -58,7 +58,9 @@ def count(backbone: Backbone, pixels: int, dtype: torch.dtype, targets: Iterable
             model.requires_grad_(False)
             for name in targets:
                 parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, Lora(model.get_submodule(name), rank))
+                layer = model.get_submodule(name)
+                assert isinstance(layer, nn.Linear)
+                setattr(model.get_submodule(parent), child, Lora(layer, rank))
         return Counter(model.train())(backbone.inputs(model, pixels, dtype))
 
 

@@ -1,6 +1,6 @@
 """What a run is worth: samples on disk, their metrics as the judge sees them, a table and a grid of images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     digits = labels.unique().tolist()
     across = min(ACROSS, int(labels.bincount()[digits].min()))
     chosen = torch.stack([(labels == d).nonzero()[:across, 0] for d in digits])
-    columns = {f"{stage}, {nfe} NFE": made[stage, nfe][chosen] for stage, nfe in COLUMNS if (stage, nfe) in made}
+    columns: dict[str, Sequence[Tensor]] = {}
+    columns |= {f"{stage}, {nfe} NFE": list(made[stage, nfe][chosen]) for stage, nfe in COLUMNS if (stage, nfe) in made}
     drawing.grid(columns, folder / "grid.png")
     print(f"drew {folder / 'grid.png'}")
     return {"quality": rows}

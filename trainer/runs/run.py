@@ -130,9 +130,7 @@ def open_folder(settings: Settings) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainerError(
-            f"--out {out}: {folder} cannot be made ({error.strerror}); expected a writable folder"
-        ) from None
+        raise TrainerError(f"--out {out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
     if not os.access(folder, os.W_OK):
         raise TrainerError(f"--out {out}: {folder} cannot be written to; expected a writable folder")
     if not (folder / "config.json").exists():

@@ -4,6 +4,7 @@ Every draw and the order of the data are functions of (seed, step), so no genera
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from . import optimizers
 class State:
     """What changes while training: the trained tensors by name, the optimisers, averages by name, and the step."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     optimizers: list[torch.optim.Optimizer]
     averages: dict[str, EMA]
     step: int = 0

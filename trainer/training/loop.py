@@ -41,6 +41,7 @@ class Data(Protocol):
     def batch_at(self, index: int, batch: int, seed: int) -> tuple[Tensor, Condition, Condition]:
         """Micro-batch number `index`, counted over all processes from the run's start: latents (B, C, H, W), their
         condition, and the unconditional one in the same shapes.  A function of these arguments alone."""
+        ...
 
 
 @dataclass
@@ -116,7 +117,8 @@ def train(
     """
     built = optimizers.build(job.groups, job.training)
     # what is frozen is the same everywhere: DDP need not send it, and could not send quantised weights
-    job.network._ddp_params_and_buffers_to_ignore = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
+    ignored = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
+    object.__setattr__(job.network, "_ddp_params_and_buffers_to_ignore", ignored)
     network, *built = accelerator.prepare(job.network, *built)
     live = sharding.parameters(job.network)
     job.tensors.update({name: live[name] for name in job.tensors})  # FSDP puts new parameters in place
@@ -188,7 +190,9 @@ def speed_and_memory(state: checkpoint.State, rows: int, device: torch.device) -
 
 def said_anywhere(said: bool, accelerator: Accelerator) -> bool:
     """Whether any process says so; all must ask."""
-    return bool(accelerator.reduce(torch.tensor(float(said), device=accelerator.device)).item())
+    said_by = accelerator.reduce(torch.tensor(float(said), device=accelerator.device))
+    assert isinstance(said_by, Tensor)
+    return bool(said_by.item())
 
 
 def values(job: Job, averages: dict[str, EMA]) -> dict[str, dict[str, Tensor]]:
@@ -223,6 +227,7 @@ class Step:
                 accelerator.backward(found.total / self.accumulation)
             note(sums, found)
         norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.training.clip or math.inf)
+        assert norm is not None
         return self.means(sums), float(norm)
 
     @torch.no_grad()
@@ -249,6 +254,7 @@ class Step:
     def means(self, sums: dict[str, list]) -> dict[str, float]:
         """Over the micro-batches and the processes."""
         means = self.accelerator.reduce(torch.stack([torch.stack(v).mean() for v in sums.values()]), "mean")
+        assert isinstance(means, Tensor)
         return dict(zip(sums, means.tolist()))
 
 

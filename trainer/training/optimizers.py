@@ -7,6 +7,7 @@ muon   Muon for the matrices of the blocks, AdamW for all else (embeddings, bias
 
 import functools
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -75,7 +76,7 @@ class Muon(optim.Optimizer):
         super().__init__(params, dict(weight_decay=weight_decay, momentum=momentum))
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  no closure is ever given
         for group in self.param_groups:
             alike: dict[tuple, list[Tensor]] = {}
             for p in group["params"]:
@@ -88,7 +89,7 @@ class Muon(optim.Optimizer):
 
     def update(self, params: list[Tensor], group: dict) -> None:
         """One step of parameters of one shape (M, N)."""
-        grads, momentum = [p.grad for p in params], group["momentum"]
+        grads, momentum = [p.grad for p in params if p.grad is not None], group["momentum"]
         averages = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         updates = self.orthogonal(torch.stack(torch._foreach_lerp(grads, averages, momentum))).to(params[0])
@@ -116,7 +117,7 @@ def check_optimizer(name: str) -> None:
 
 
 @functools.cache
-def adamw8bit() -> type[optim.Optimizer]:
+def adamw8bit() -> Callable[..., optim.Optimizer]:
     """torchao's, which compiles its step; on a CPU that takes a C++ compiler and longer than it saves."""
     check_optimizer("adamw8bit")
     from torchao.optim import AdamW8bit

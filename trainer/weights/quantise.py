@@ -11,6 +11,7 @@ nf4       bitsandbytes, 4 bits with quantised scales
 import re
 import warnings
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def with_torchao(model: nn.Module, kind: str) -> None:
     warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated without")
 
 
-def with_casting(model: nn.Module) -> None:
+def with_casting(model: Any) -> None:
     chosen = layers(model)
     whole = [name for name, module in model.named_modules() if name and name not in chosen and not any(module.children())]
     model.enable_layerwise_casting(
@@ -72,10 +73,12 @@ def with_casting(model: nn.Module) -> None:
 
 
 def with_bitsandbytes(model: nn.Module) -> None:
-    import bitsandbytes as bnb
+    import bitsandbytes
+
+    bnb: Any = bitsandbytes
 
     for name, old in layers(model).items():
-        four = dict(quant_type="nf4", compress_statistics=True)
+        four: dict[str, Any] = dict(quant_type="nf4", compress_statistics=True)
         new = bnb.nn.Linear4bit(
             old.in_features, old.out_features, old.bias is not None, old.weight.dtype, device="meta", **four
         )

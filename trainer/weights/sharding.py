@@ -39,7 +39,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """The tensors made whole, one by one, on the CPU; only where `keep`, else nothing."""
     whole = {}
     for name, tensor in tensors.items():
-        full = tensor.detach().full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        full = tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
         if keep:
             whole[name] = full
     return whole
