@@ -220,7 +220,7 @@ def test_some_blocks_stay(monkeypatch):
         ("lora", dict(block_swap=2), "--block-swap needs --checkpointing"),
         ("lora", dict(block_swap=9, checkpointing=True), "--block-swap is 9; expected at most 3"),
         ("lora", dict(block_swap=1, checkpointing=True, quantize="nf4"), "--block-swap cannot move nf4"),
-        ("full", dict(quantize="int8"), "are for frozen weights"),
+        ("full", dict(quantize="int8"), "--quantize means nothing to trainer.full"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(mode, settings, message):

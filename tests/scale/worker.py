@@ -214,8 +214,8 @@ def whole_run(folder, kind, mode):
         runs.start_accelerator = lambda *args: shard(original(*args))
     settings = dict(
         out=folder, base_steps=2, base_batch=8, steps=4, batch=2, accumulation=2, save_every=2, sample_every=2, log_every=1,
-        evaluate=0, tracker="none", optimizer="adamw", base_optimizer="adamw", checkpointing=True, ema=0.9, rank=2,
-    )  # fmt: skip
+        evaluate=0, tracker="none", optimizer="adamw", base_optimizer="adamw", checkpointing=True, ema=0.9,
+    ) | (dict(rank=2) if mode == "lora" else {})  # fmt: skip
     runs.run(resolve(mode, settings))
 
 

@@ -166,14 +166,16 @@ def saving(quantised: list[nn.Linear], wide: int, quantize: str) -> float:
 @cache
 def weights(model: nn.Module, second: str, wide: int, quantize: str) -> float:
     """Bytes of the frozen base."""
-    return numbers(model, second) * wide + saving(list(layers(model).values()), wide, quantize)
+    return numbers(model, second) * wide + saving(list(layers(model, quantize).values()), wide, quantize)
 
 
 @cache
 def block_bytes(backbone: Backbone, wide: int, quantize: str) -> list[float]:
     """Bytes of each block of the frozen base."""
+    model = skeleton(backbone)
+    chosen = layers(model, quantize)
     return [
         sum(p.numel() for p in block.parameters()) * wide
-        + saving([m for m in block.modules() if isinstance(m, nn.Linear)], wide, quantize)
-        for block in blocks_of(skeleton(backbone)).values()
+        + saving([layer for name, layer in chosen.items() if name.startswith(f"{block_name}.")], wide, quantize)
+        for block_name, block in blocks_of(model).items()
     ]

@@ -42,13 +42,14 @@ def quantise(model: nn.Module, kind: str) -> None:
         with_bitsandbytes(model)
 
 
-def layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """What is quantised, by full name."""
+def layers(model: nn.Module, kind: str = "") -> dict[str, nn.Linear]:
+    """What is quantised, by full name.  fp8-cast leaves out what the class itself names, such as norms."""
+    skipped = (getattr(model, "_skip_layerwise_casting_patterns", None) or ()) if kind == "fp8-cast" else ()
     return {
         f"{block}.{name}": module
         for block, parent in blocks_of(model).items()
         for name, module in parent.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and not any(re.search(pattern, f"{block}.{name}") for pattern in skipped)
     }
 
 
