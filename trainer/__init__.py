@@ -1,5 +1,11 @@
 """Train TwinFlow: `python -m trainer.lora --model digits` and `python -m trainer.full --model digits` (see --help)."""
 
+import logging
+
+# On import torchao and what imports it warn of kernels for GPUs that are not here; nobody can do anything about that.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
 
 class TrainerError(Exception):
     """Bad input: one line that names the value, what was expected and what to do.  The entry points exit with 2."""

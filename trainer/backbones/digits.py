@@ -7,8 +7,8 @@ encoder.  All else is Qwen-Image: class, key names, time conditioning.
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import QwenImageTransformer2DModel
 from torch import nn
 
 from twinflow.backbones import digits as known
@@ -63,11 +63,11 @@ class Digits(QwenImage):
             stratified=True, dtype="fp32", checkpointing=False,
         )  # fmt: skip
 
-    def fresh(self, generator: torch.Generator) -> QwenImageTransformer2DModel:
+    def fresh(self, generator: torch.Generator) -> nn.Module:
         """A new transformer.  Modulation and output start at zero (adaLN-Zero), as DiTs are trained from scratch."""
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            model: Any = QwenImageTransformer2DModel(**ARCHITECTURE)
+            model: Any = diffusers.QwenImageTransformer2DModel(**ARCHITECTURE)  # imported only when it is used
         modulation = [layer for block in model.transformer_blocks for layer in (block.img_mod[1], block.txt_mod[1])]
         for layer in [*modulation, model.norm_out.linear, model.proj_out]:
             nn.init.zeros_(layer.weight)
