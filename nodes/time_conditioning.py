@@ -24,8 +24,6 @@ from ..twinflow.time_embedding import fold
 from .supported import backbone_of
 
 KEY = "twinflow"
-RULES = ("two", "fold", "off")
-BRANCHES = ("real", "twin")
 
 
 @dataclass(frozen=True, eq=False)

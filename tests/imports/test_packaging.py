@@ -1,12 +1,20 @@
 """The repository as a package: `python -m trainer.lora`, pytest from anywhere, and what pip installs."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,8 +55,8 @@ def installed(tmp_path_factory):
 
 def test_pip_installs_twinflow_and_trainer_and_no_nodes(installed):
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
-    assert names == {"twinflow", "trainer"}  # a top-level `nodes` would hide ComfyUI's own module
-    for package in names:
+    assert names - {"bin"} == {"twinflow", "trainer"}  # a top-level `nodes` would hide ComfyUI's own module
+    for package in names - {"bin"}:
         for files in ("*.py", "*.yaml"):
             source = {p.relative_to(ROOT) for p in (ROOT / package).rglob(files)}
             assert {p.relative_to(installed) for p in (installed / package).rglob(files)} == source
@@ -57,3 +65,51 @@ def test_pip_installs_twinflow_and_trainer_and_no_nodes(installed):
 def test_the_installed_packages_are_the_ones_that_run(installed, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(installed)!r}); import twinflow.sampler, trainer; print(trainer.__file__)"
     assert run("-c", code, cwd=tmp_path).startswith(str(installed))
+
+
+def test_types_and_entry_points_are_installed(installed):
+    assert all((installed / package / "py.typed").is_file() for package in ("twinflow", "trainer"))
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {"twinflow-lora", "twinflow-full", "twinflow-generate"}
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        code = f"import sys; from {module} import {function}; sys.argv = ['x', '--help']; sys.exit({function}())"
+        assert "--" in run("-c", code, cwd=ROOT)
+
+
+NAMES = {"yaml": "PyYAML", "sklearn": "scikit-learn", "PIL": "pillow"}  # of modules that are not named as their packages
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    name = lambda requirement: re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-")
+    extras = {extra: {name(r) for r in wanted} for extra, wanted in project["optional-dependencies"].items()}
+    core = {name(r) for r in project["dependencies"]}
+    imported = {package: outside(package) for package in ("twinflow", "trainer")}
+    assert imported["twinflow"] == core - {"comfyui-frontend-package"}
+    optional = extras["memory"] | extras["log"] | {"wandb"}
+    assert imported["trainer"] - optional <= extras["trainer"] | core
+    assert extras["trainer"] - {"pyarrow", "transformers", "peft"} <= imported["trainer"] | core
+    assert extras["memory"] <= imported["trainer"]
+
+
+def outside(package):
+    """The packages that a package imports, anywhere in it, apart from the standard library and our own."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    found -= {"twinflow", "trainer", "__future__"} | set(sys.stdlib_module_names)
+    return {NAMES.get(module, module).lower().replace("_", "-") for module in found}
+
+
+def test_what_the_workflows_call_is_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = path.read_text()
+        assert yaml.safe_load(text)["jobs"], path
+        for target in re.findall(r"\bmake ([\w-]+)", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
