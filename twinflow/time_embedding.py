@@ -85,8 +85,8 @@ class TwoTimeEmbedder(nn.Module):
     def at(self, t: Tensor, r: Tensor, call: Callable[..., Result], *args: Any, beside: Any = None, **kwargs: Any) -> Result:
         """call(*args, **kwargs), a forward of the backbone, conditioned on t and r, both (B,), with t = 1 at the noise.
 
-        The times are used as they are given, float32 or wider, for this thread and this forward only; a forward within a forward
-        leaves the outer one its pair.  Gradient checkpointing of a whole forward goes around this call, not into it.
+        The times are used as they are given, float32 or wider, for this thread and this forward only; a forward within a
+        forward leaves the outer one its pair.  Gradient checkpointing of a whole forward goes around this call, not into it.
         """
         outer = self._waiting.pair
         self._waiting.pair = Pair(t, r, beside)
