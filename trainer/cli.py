@@ -25,7 +25,7 @@ EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
         "print the memory that the run takes, on one card or on so many with FSDP, and exit")),
     "dry_run": dict(is_flag=True, help="print the resolved settings and exit"),
 }  # fmt: skip
-FIRST = ("model", "data", "config", "name")  # of the most used ones
+FIRST = ("model", "data", "config")  # of the most used ones
 
 
 def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ class Section(BaseModel):
 
 class Run(Section):
     out: Path = option(Path("runs"), "folder that holds the runs")
-    name: str = option("", "name of the run, of its folder and its weights file (default: <model>-<mode>)", top=True)
+    name: str = option("", "name of the run, of its folder and its weights file (default: <model>-<mode>)")
     seed: int = option(0, "random seed; with the step's number it decides every draw", ge=0)
     threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", ge=0)
 
