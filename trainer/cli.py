@@ -14,11 +14,12 @@ from twinflow.backbones import models
 from twinflow.weights import WeightsError
 
 from . import Stopped, TrainerError, hints
-from .config import OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
+from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
 DOES = {"lora": "a LoRA", "full": "all weights"}
 TOP = "most used"
+OWN = "some models have others: --model NAME --help lists those, and only what such a model reads"
 EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
     "config": dict(metavar="FILE", help="settings from a YAML or JSON file, under these options' names; or one of ours: "),
     "plan": dict(metavar="CARDS", type=int, is_flag=False, flag_value=1, help=(
@@ -38,7 +39,7 @@ def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
         dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
         settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
-            print(json.dumps(settings.flat(), indent=2))
+            print(printed(settings))
         elif cards is not None:
             from .plan import table
 
@@ -66,8 +67,7 @@ def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
 
 def parse(mode: Literal["lora", "full"], argv: list[str]) -> dict[str, Any] | None:
     """What was given, by option name; None where --help was asked for, and printed.  Raises TrainerError."""
-    wants_help = bool({"-h", "--help"} & set(argv))
-    command = Command(mode, asked_model(argv) if wants_help else "")
+    command = Command(mode, asked_model(argv) if {"-h", "--help"} & set(argv) else "")
     try:
         context = command.make_context(f"python -m trainer.{mode}", list(argv))
     except click.exceptions.Exit:
@@ -80,7 +80,7 @@ def parse(mode: Literal["lora", "full"], argv: list[str]) -> dict[str, Any] | No
 
 
 def named() -> tuple[str, ...]:
-    return (*OPTIONS, *EXTRA)
+    return (*OPTIONS.keys() - {"mode"}, *EXTRA)
 
 
 def following(asked: str, argv: list[str]) -> str | None:
@@ -95,36 +95,40 @@ def following(asked: str, argv: list[str]) -> str | None:
 def explain(error: click.UsageError) -> str:
     """One line: option, value, what was expected."""
     if isinstance(error, click.BadParameter) and error.param is not None:
-        choices = getattr(error.param.type, "choices", None)
-        name = flag(error.param.name or "")
-        return f"{name}: {error.message.rstrip('.')}" + (f" (see --help; one of {', '.join(choices)})" if choices else "")
+        return f"{flag(error.param.name or '')}: {error.message.rstrip('.')} (see --help)"
     text = error.format_message().rstrip(".")
     return f"{text}; options begin with --, see --help" if "unexpected extra argument" in text else f"{text} (see --help)"
 
 
 def asked_model(argv: list[str]) -> str:
-    """The model whose defaults --help shows."""
+    """The model whose defaults --help shows: the one that is named, itself or by one of our files; "" where none is."""
     config = following("--config", argv)
     own = CONFIGS / f"{config}.yaml"
-    listed = yaml.safe_load(own.read_text("utf-8"))["model"] if config and own.exists() else OPTIONS["model"].default
+    listed = yaml.safe_load(own.read_text("utf-8"))["model"] if config and own.exists() else ""
     model = following("--model", argv) or listed
     return model if model in models() else ""
+
+
+def printed(settings: Settings) -> str:
+    """The settings that mean something to this run, as JSON that --config takes."""
+    unread = meaningless(settings.mode, settings.model)
+    return json.dumps({name: value for name, value in settings.flat().items() if name not in unread}, indent=2)
 
 
 class Command(click.Command):
     """One option a setting; what is not given stays absent, so that it overrides nothing."""
 
     def __init__(self, mode: Literal["lora", "full"], model: str):
-        self.defaults = {**{n: o.default for n, o in OPTIONS.items()}, **(recipe(mode, model) if model else {})}
-        self.unread = set(meaningless(mode, model)) if model else {n for n, o in OPTIONS.items() if mode == "full" and o.lora}
+        self.defaults = {n: o.default for n, o in OPTIONS.items()} | (recipe(mode, model) if model else BY_MODE[mode])
+        self.unread = meaningless(mode, model)
         options = [self.option(name, setting) for name, setting in OPTIONS.items() if name != "mode"]
         options += [click.Option([flag(name)], **extra) for name, extra in EXTRA.items()]
         options += [click.Option([flag(old)], hidden=True, metavar=new) for old, new in RENAMED.items()]
         super().__init__(
             name=mode,
             params=[*options],
-            help=f"Distil a flow model to 1 to 4 steps with TwinFlow: {DOES[mode]}."
-            + (f" The values in brackets apply to {model} where you give none." if model else ""),
+            help=f"Distil a flow model to 1 to 4 steps with TwinFlow: {DOES[mode]}. The values in brackets apply where you "
+            + (f"give none; these are for {model}." if model else f"give none, and {OWN}."),
             epilog=f"Try it now, on any CPU: python -m trainer.{mode} --model digits",
             context_settings=dict(help_option_names=["-h", "--help"], max_content_width=120),
             options_metavar="--model NAME [options]",
@@ -136,7 +140,7 @@ class Command(click.Command):
             return click.Option([f"{flag(name)}/{flag('no_' + name)}"], default=None, help=text, hidden=name in self.unread)
         choices = get_args(setting.kind) if get_origin(setting.kind) is Literal else None
         kind = click.Choice(choices) if choices else None
-        metavar = None if choices else setting.metavar or name.upper()
+        metavar = None if choices else setting.metavar or placeholder(setting.kind)
         return click.Option([flag(name)], type=kind, metavar=metavar, help=text, hidden=name in self.unread)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -164,14 +168,26 @@ def heading(name: str) -> str:
     return (Settings.model_fields[section].description or section) if section else "other"
 
 
-def recipe(mode: Literal["lora", "full"], model: str) -> Mapping[str, Any]:
+def recipe(mode: Literal["lora", "full"], model: str) -> dict[str, Any]:
     """The defaults that apply to a model, by option name."""
     return resolve(mode, {"model": model}, notify=lambda line: None).flat() | {"name": None}
 
 
+def placeholder(kind: Any) -> str:
+    """What stands for a value of this type in --help; of an optional one, for the value that it may have."""
+    if get_origin(kind) is tuple:
+        return "X,X"
+    if get_origin(kind) is Mapping:
+        return "NAME=X,..."
+    kinds = {kind, *get_args(kind)}
+    return next((text for own, text in ((int, "N"), (float, "X"), (Path, "PATH")) if own in kinds), "TEXT")
+
+
 def shown(value: Any) -> str:
     """A default, in brackets."""
-    if isinstance(value, dict):
+    if isinstance(value, bool):
+        text = "on" if value else "off"
+    elif isinstance(value, dict):
         text = ",".join(f"{k}={v:g}" for k, v in value.items())
     elif isinstance(value, (tuple, list)):
         text = ",".join(f"{v:g}" for v in value)

@@ -158,7 +158,7 @@ class Guidance(Section):
 
 OBJECTIVE = {  # the options that are fields of twinflow.objective.Objective -> help
     "roles": "share of each role, such as one_step=1,multi_step=1; the roles are " + ", ".join(ROLES),
-    "order": "steps of the teacher's journey from t to r (the paper's order N); 0 is flow matching",
+    "order": "steps in which the teacher is integrated from t to r (the paper's order N); 0 is flow matching",
     "dt": "finite time step of the consistency target",
     "reach": "farthest that the target time r lies below t, as a share of t",
     "guidance_range": "guide only samples whose t lies between these two",
@@ -339,8 +339,8 @@ def current(given: Mapping[str, Any], notify: Callable[[str], None] = notice) ->
 
 
 def meaningless(mode: str, model: str) -> dict[str, str]:
-    """The options that nothing reads, each with what does not read it."""
-    unread = set(backbone(model).unread)
+    """The options that nothing reads, each with what does not read it; model: "" for whichever."""
+    unread = set(backbone(model).unread) if model else set()
     return {name: f"trainer.{mode}, which trains all weights" for name, o in OPTIONS.items() if mode == "full" and o.lora} | {
         name: model for name, o in OPTIONS.items() if {name, o.section} & unread
     }
@@ -352,8 +352,6 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
     notify: is given a line on every setting that is not what the words that were given lead to expect.
     """
     given = current(given, notify)
-    if unknown := sorted(given.keys() - OPTIONS.keys()):
-        raise TrainerError(hints.option(unknown[0], given[unknown[0]], OPTIONS, flag=False))
     model = given.get("model", OPTIONS["model"].default)
     known = backbone(known_model(model))
     if wrong := {name: why for name, why in meaningless(mode, model).items() if name in given}:
@@ -367,7 +365,7 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
             if name not in given and (own := recipe.get(name, OPTIONS[name].default)) != OPTIONS[name].default:
                 notify(
                     f"--preset {preset}: {flag(name)} stays {own} (recipe of {model}); the method's is "
-                    f"{OPTIONS[name].default}: set {flag(name)} to change it"
+                    f"{OPTIONS[name].default}; set {flag(name)} to change it"
                 )
     if "guidance" in given:
         values.pop("guidance_ratio", None)
@@ -391,6 +389,8 @@ def published(preset: str) -> dict[str, Any]:
 
 def from_flat(values: Mapping[str, Any]) -> Settings:
     """The record of settings by option name, the others at their defaults.  Raises TrainerError."""
+    if unknown := sorted(values.keys() - OPTIONS.keys()):
+        raise TrainerError(hints.option(unknown[0], values[unknown[0]], OPTIONS, flag=False))
     nested: dict[str, Any] = {}
     for name, value in values.items():
         o = OPTIONS[name]
@@ -410,7 +410,7 @@ def read_settings(folder: Path) -> Settings:
         raise TrainerError(f"{path}: is not there; expected the folder of a run") from None
     except TrainerError as error:
         raise TrainerError(f"{path}: cannot be used ({error})") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise TrainerError(f"{path}: cannot be read ({error})") from None
 
 
@@ -423,5 +423,9 @@ def explain(error: ValidationError) -> str:
     names: dict[tuple[str, ...], str] = {}
     names |= {(o.section, o.field) if o.section else (o.field,): name for name, o in OPTIONS.items()}
     own = next((n for n in (2, 1) if tuple(parts[:n]) in names), 0)
-    name = ".".join([names.get(tuple(parts[:own]), ""), *parts[own:]]).strip(".")
+    known = names.get(tuple(parts[:own]), "")
+    if fault["type"] in ("missing", "too_long"):  # only pairs can have too few or too many
+        usual = ",".join(f"{number:g}" for number in OPTIONS[known].default)
+        return f"{known} is {','.join(map(str, fault['input']))}; expected two numbers, such as {usual}"
+    name = ".".join([known, *parts[own:]]).strip(".")
     return f"{name} is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]} (see --help)"

@@ -159,17 +159,18 @@ def _letters(text: str) -> str:
 def _nearest(asked: str, models: Mapping[str, str]) -> tuple[str, str]:
     """The model that is meant, and the hub id where it is another than the published one; "" for neither.
 
-    Case, separators and the owner do not count: first the same letters as a name or hub id, then a name with something
+    Case, separators and the owner do not count: first the same letters as a name or hub id, then either with something
     behind it (a version), then the closest spelling.
     """
     owner, _, bare = asked.rpartition("/")
     letters = _letters(bare)
-    for name, hub_id in models.items():
-        if letters and letters in (_letters(name), _letters(hub_id.rpartition("/")[2])):
-            return name, asked if owner and hub_id and asked.lower() != hub_id.lower() else ""
-    longest = max((name for name in models if letters.startswith(_letters(name))), key=len, default="")
-    if longest:
-        return longest, asked if owner else _version(bare, models[longest], longest)
+    known = {_letters(hub_id.rpartition("/")[2]): name for name, hub_id in models.items() if hub_id}
+    known |= {_letters(name): name for name in models}
+    if name := known.get(letters):
+        return name, asked if owner and models[name] and asked.lower() != models[name].lower() else ""
+    if longest := max((own for own in known if letters.startswith(own)), key=len, default=""):
+        name = known[longest]
+        return name, asked if owner else _version(bare, models[name], name)
     close = difflib.get_close_matches(letters, [_letters(name) for name in models], 1, 0.6)
     return next((name for name in models if [_letters(name)] == close), ""), asked if owner and close else ""
 

@@ -1,14 +1,17 @@
 """Where settings come from, and that what is printed is what is used."""
 
 import json
+import re
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 
 from trainer import TrainerError
 from trainer.backbones import backbone
-from trainer.cli import main
-from trainer.config import OBJECTIVE, OPTIONS, Settings, from_flat, read_settings, resolve
+from trainer.cli import EXTRA, main, read_file
+from trainer.config import OBJECTIVE, OPTIONS, Settings, flag, read_settings, resolve
+from trainer.hints import ANSWERS, CALLED, VALUES
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 
@@ -26,7 +29,15 @@ def test_the_later_wins(tmp_path, capsys):
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert main("full", ["--out", str(tmp_path / "runs"), "--dry-run"]) == 0
     assert not (tmp_path / "runs").exists()
-    assert from_flat(json.loads(capsys.readouterr().out)) == resolve("full", {"out": tmp_path / "runs"})
+
+
+@pytest.mark.parametrize("mode, options", [("lora", ["--preset", "rcgm"]), ("full", []), ("lora", ["--model", "sana"])])
+def test_what_a_dry_run_prints_is_a_configuration(mode, options, tmp_path, capsys):
+    assert main(mode, [*options, "--dry-run"]) == 0
+    file = tmp_path / "settings.json"
+    file.write_text(capsys.readouterr().out)
+    given = {name.strip("-"): value for name, value in zip(options[::2], options[1::2])}
+    assert resolve(mode, read_file(str(file), mode)) == resolve(mode, given)
 
 
 @pytest.mark.parametrize("preset", OBJECTIVES)
@@ -57,22 +68,32 @@ def test_a_renamed_option_keeps_its_old_name_for_a_version(capsys):
     assert json.loads(captured.out)["dt"] == 0.25 and "--difference is called --dt now" in captured.err
 
 
-# of the first version, for settings that give the same run
-HASHES = {
-    ("lora", "digits"): "5de032604bc7",
-    ("full", "digits"): "0b4281ceb5a4",
-    ("lora", "qwen-image"): "968ba6d53f5a",
-    ("full", "qwen-image"): "849e8613f566",
-    ("lora", "z-image-turbo"): "940e9f6460d3",
-    ("lora", "sd3.5"): "079641349d06",
-    ("full", "sana"): "be2741768b22",
-    ("lora", "openuni"): "55a87cc3e790",
-}
+HASHES = [  # of the first version, for settings that give the same run: of all, and of the base
+    ("lora", {}, "5de032604bc7", "5edc51fb3105"),
+    ("full", {}, "0b4281ceb5a4", "5edc51fb3105"),
+    ("lora", {"seed": 3, "rank": 4, "time": "fold", "targets": "attention", "rslora": True, "dropout": 0.1},
+     "d0ed70f73571", "4d49b773ef05"),
+    ("lora", {"difference": 0.1, "guide": "teacher", "ema": 0.9}, "fcde4d2076e6", "5edc51fb3105"),
+    ("lora", {"model": "qwen-image"}, "968ba6d53f5a", "99f431eb915a"),
+    ("full", {"model": "qwen-image"}, "849e8613f566", "99f431eb915a"),
+    ("lora", {"model": "qwen-image", "quantize": "nf4", "optimizer": "adamw8bit", "data": "photos*3,more", "guidance": "4",
+              "betas": "0.8,0.9"}, "f5b7c3b3f019", "99f431eb915a"),
+    ("lora", {"model": "qwen-image", "preset": "lora-1st-order", "guidance": 4, "difference": "0.02"},
+     "34a35c346c3a", "99f431eb915a"),
+    ("lora", {"model": "qwen-image-edit"}, "2ff6f1b779ad", "cd4e2e353125"),
+    ("lora", {"model": "z-image-turbo", "preset": "rcgm"}, "e4ad1a906f56", "a5f2057a3698"),
+    ("full", {"model": "z-image"}, "de861779410b", "de874370cfcc"),
+    ("lora", {"model": "sd3.5"}, "079641349d06", "4404ac9f092e"),
+    ("full", {"model": "sd3.5", "preset": "flow-matching"}, "97fb124d7715", "4404ac9f092e"),
+    ("full", {"model": "sana"}, "be2741768b22", "54270c0cd0c7"),
+    ("full", {"model": "openuni", "image_free": True}, "aec9cc57f274", "21d987cef6e9"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode, model", HASHES)
-def test_the_same_settings_have_the_hash_of_the_first_version(mode, model):
-    assert resolve(mode, {"model": model}).hash() == HASHES[mode, model]
+@pytest.mark.parametrize("mode, given, all_of_it, base", HASHES)
+def test_the_same_settings_have_the_hash_of_the_first_version(mode, given, all_of_it, base):
+    settings = resolve(mode, given)
+    assert (settings.hash(), settings.hash(base=True)) == (all_of_it, base)
 
 
 def test_a_config_json_is_read_back(tmp_path):
@@ -147,14 +168,36 @@ def test_every_setting_has_help_and_a_heading():
 
 def test_help_teaches(capsys):
     for mode in ("lora", "full"):
-        assert main(mode, ["--help"]) == 0
+        assert main(mode, ["--model", "digits", "--help"]) == 0
         text = capsys.readouterr().out
         assert "--model digits" in text and ("--rank" in text) == (mode == "lora")
         assert f"[{backbone('digits').recipe(mode)['base_steps']}]" in text, "the defaults shown are those of the model"
         assert text.index("most used:") < text.index("--steps") < text.index("--betas")
         assert "--resolution" not in text, "digits have no use for it"
     assert main("lora", ["--model", "z-image", "--help"]) == 0
-    assert "--resolution" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--resolution" in text and "--base-steps" not in text
+
+
+def test_help_without_a_model_has_every_option(capsys):
+    for mode in ("lora", "full"):
+        assert main(mode, ["--help"]) == 0
+        text = capsys.readouterr().out
+        expected = [flag(name) for name, o in OPTIONS.items() if name != "mode" and not (mode == "full" and o.lora)]
+        assert all(name in text for name in expected)
+        assert ("peak learning rate [0.0001]" if mode == "lora" else "peak learning rate [1e-05]") in text
+    assert len([name for name, o in OPTIONS.items() if o.top]) + len(EXTRA) == 10
+
+
+def test_the_options_that_hints_name_are_there():
+    assert set(CALLED.values()) | set(VALUES) <= set(OPTIONS)
+    assert not (set(CALLED) | set(ANSWERS)) & (set(OPTIONS) | set(EXTRA))
+    for name, values in VALUES.items():
+        assert set(values.values()) <= set(get_args(OPTIONS[name].kind)), name
+    flags = {flag(name) for name in (*OPTIONS, *EXTRA, "help")}
+    for answer in ANSWERS.values():
+        named = set(re.findall(r"--[a-z0-9_-]+", answer)) - {"--num_processes", "--use_fsdp", "--fsdp_version"}  # accelerate's
+        assert named <= flags, answer
 
 
 def test_a_setting_of_a_lora_is_none_of_full(capsys):
@@ -179,7 +222,13 @@ def test_a_setting_of_a_lora_is_none_of_full(capsys):
         (["--model", "qwen-image-2512"], "did you mean --model qwen-image (with --source Qwen/Qwen-Image-2512)?"),
         (["--model", "Tongyi-MAI/Z-Image-Turbo"], "did you mean --model z-image-turbo?"),
         (["--model", "zimage"], "did you mean --model z-image?"),
-        (["--optimizer", "adam"], "--optimizer"),
+        (["--lr_scheduler", "polynomial"], "here it is called --schedule"),  # and there is nothing like this value
+        (["--model", "stabilityai/stable-diffusion-3.5-large-turbo"], "did you mean --model sd3.5-large (with --source stab"),
+        (["--model", "./mine.safetensors"], "a file or folder goes to --source"),
+        (["--modle", "sana"], "did you mean --model or"),
+        (["--optimizer", "adam"], "--optimizer: 'adam' is not one of 'adamw', 'adamw8bit', 'muon'"),
+        (["--betas", "0.9"], "betas is 0.9; expected two numbers, such as 0.9,0.999"),
+        (["--rectify", "inf"], "rectify is 'inf'; input should be a finite number"),
         (["photos"], "options begin with --"),
     ],
 )
