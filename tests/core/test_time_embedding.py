@@ -66,6 +66,45 @@ def models(name):
 
 
 @torch.no_grad()
+def test_the_embedding_is_the_formula_written_out(name, models):
+    """E(t) + (t - r) E_r(r), Z-Image's E(u) + |u - w| E_r(w - u), from what the two embedders were given and gave."""
+    _, two, _, ask_both = models
+    embedder, seen = record(name).time.of(two), []
+    hooks = [m.register_forward_hook(lambda m, args, out: seen.append((args[0], out))) for m in (*embedder._held, embedder)]
+    try:
+        ask_both(two)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (r_in, there), (t_in, here), (_, total) = seen
+    if name == "z-image":
+        u, w = to_signal(T), to_signal(R)
+        asked, gap = (u * 1000, (w - u) * 1000), (u - w).abs()
+    else:
+        scale = 1.0 if name == "qwen-image" else 1000.0
+        asked, gap = (T * scale, R * scale), T - R
+    assert torch.equal(t_in.float(), asked[0])
+    torch.testing.assert_close(r_in.float(), asked[1], rtol=1e-6, atol=1e-6)
+    several = lambda out: out if isinstance(out, tuple) else (out,)
+    for a, b, c in zip(several(here), several(there), several(total), strict=True):
+        torch.testing.assert_close(c, a + gap[:, None] * b, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_qwen_image_in_bfloat16_is_given_float32_times():
+    model, time = tiny("qwen-image"), record("qwen-image").time
+    time.install(model)
+    model.bfloat16()
+    tensors, seen = load_file(GOLDENS / "qwen.safetensors"), []
+    for part in (model.time_text_embed_2, model.time_text_embed):
+        part.time_proj.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    cond = tensors["c0"], tensors["c1"].bool()
+    time.of(model).at(T, R, backbone("qwen-image").velocity, model, tensors["x"], T, cond)
+    assert [s.dtype for s in seen] == [torch.float32] * 2 and torch.equal(torch.stack(seen), torch.stack([R, T]))
+    assert not torch.equal(T.bfloat16().float(), T)
+
+
+@torch.no_grad()
 def test_at_equal_times_the_second_embedder_adds_nothing_to_the_last_bit(models):
     plain, two, ask, ask_both = models
     for t in (T, torch.tensor([1.0, 0.05])):
