@@ -405,12 +405,16 @@ def read_settings(folder: Path) -> Settings:
     """The settings saved beside a run, of this or the older version.  Raises TrainerError."""
     path = folder / "config.json"
     try:
-        return from_flat(current(json.loads(path.read_text("utf-8")), notify=lambda line: None))
+        values = json.loads(path.read_text("utf-8"))
+        played = {role for role, weight in values.get("roles", {}).items() if weight}
+        if "difference" in values and (values["reach"] < 1 or not {"one_step", "fake"} <= played):
+            values["rectify"] = 0.0  # of the first version, which did not refuse what cannot be rectified
+        return from_flat(current(values, notify=lambda line: None))
     except FileNotFoundError:
         raise TrainerError(f"{path}: is not there; expected the folder of a run") from None
     except TrainerError as error:
         raise TrainerError(f"{path}: cannot be used ({error})") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TrainerError(f"{path}: cannot be read ({error})") from None
 
 

@@ -104,6 +104,9 @@ def test_a_config_json_is_read_back(tmp_path):
     older["difference"] = older.pop("dt")
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert read_settings(tmp_path) == settings
+    for change in ({"reach": 0.5}, {"roles": {"multi_step": 1}, "order": 0}):  # what it dropped is refused now
+        (tmp_path / "config.json").write_text(json.dumps(older | change))
+        assert read_settings(tmp_path).objective.rectify == 0
 
 
 @pytest.mark.parametrize(
