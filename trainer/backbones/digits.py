@@ -38,6 +38,7 @@ class Digits(QwenImage):
     core = known.BACKBONE
     pixels, factor = SIDE, 1
     chunk = 500
+    text_parts = ()  # prompts are names of the run's own
     unread: tuple[str, ...] = ("data", "prompts", "validation", "validate_every")
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),

@@ -32,13 +32,13 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
     use = HOW["full" if settings.mode == "full" else settings.adapter.time]
     samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in backbone.sampling]
     images = [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in grids(folder)]
-    generate = shlex.join(["python", "-m", "trainer.generate", str(folder)])
-    needs = " (`--prompts`, and `--reference` images)" if backbone.edits else " (`--prompts`)" if backbone.text_parts else ""
+    asked = [*(["--prompts", "a prompt"] if backbone.text_parts else []), *(["--reference", "FILE"] if backbone.edits else [])]
+    generate = shlex.join(["python", "-m", "trainer.generate", str(folder), *asked])
     parts = [
         f"# {name}",
         f"{training.steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
         "```\n" + " \\\n    ".join(command(settings)) + "\n```",
-        f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here: `{generate}`{needs}.",
+        f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here: `{generate}`.",
         f"Recommended, by steps: {'; '.join(samplings)}.",
         "## Loss at the end",
         drawing.table([row for row in losses if row["training"] or row["validation"]]),
