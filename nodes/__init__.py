@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cached_prompt, help_pages, model_files, registry
+from . import help_pages, registry
 from .cached_prompt import CachedPrompt
 from .lora_loader import LoraLoader
 from .model_loader import ModelLoader
@@ -16,8 +16,6 @@ WEB_DIRECTORY = "web"
 NODES = [ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot]
 
 registry.register()
-model_files.add_folder()
-cached_prompt.add_folder()
 help_pages.add_route()
 
 

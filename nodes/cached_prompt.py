@@ -1,6 +1,5 @@
 """TwinFlow Cached Prompt: an embedding that the trainer kept, as CONDITIONING, in place of the text encoder."""
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..twinflow.prompts import load_prompts
@@ -8,10 +7,6 @@ from . import model_files
 from .schedule import CATEGORY
 
 FOLDER = "prompts"
-
-
-def add_folder() -> None:
-    folder_paths.add_model_folder_path(FOLDER, f"{folder_paths.models_dir}/{FOLDER}")
 
 
 class CachedPrompt(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Model files on disk, safetensors and GGUF, looked at before a tensor is read.  Nothing is ever unpickled."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,20 +16,23 @@ from ..twinflow.weights import Provenance, WeightsError, load, read_header
 from . import gguf_files, lora
 from .supported import backbone_of_keys
 
-MODELS, LORAS = "twinflow_models", "loras"
+MODELS, LORAS = "diffusion_models", "loras"
 SAFE = (".safetensors", ".sft")
 
 
-def add_folder() -> None:
-    """The diffusion models again, with GGUF, which core's list leaves out."""
-    folders, _ = folder_paths.folder_names_and_paths["diffusion_models"]
-    folder_paths.folder_names_and_paths[MODELS] = (folders, {*SAFE, ".gguf"})
+def places(folder: str) -> list[str]:
+    """Where files of this kind lie.  Nothing is registered with core, whose model library shows every kind that is."""
+    known = folder_paths.folder_names_and_paths.get(folder)
+    return known[0] if known else [os.path.join(folder_paths.models_dir, folder)]
 
 
 def names(*folders: str) -> list[str]:
-    return list(
-        dict.fromkeys(name for folder in folders for name in folder_paths.get_filename_list(folder) if is_readable(name))
-    )
+    """What the folders hold, with GGUF, which core's own lists leave out."""
+    found = []
+    for folder in folders:
+        files = {name for place in places(folder) for name in folder_paths.recursive_search(place, [".git"])[0]}
+        found += sorted(filter(is_readable, files))
+    return list(dict.fromkeys(found))
 
 
 def is_readable(name: str) -> bool:
@@ -44,14 +48,10 @@ def path_of(name: str, *folders: str) -> str:
         raise ValueError(
             f"file {name!r} is refused: expected .safetensors or .gguf; other formats can run code when they are read"
         )
-    for folder in folders:
-        if path := folder_paths.get_full_path(folder, name):
+    for place in (place for folder in folders for place in places(folder)):
+        if os.path.isfile(path := os.path.join(place, name)):
             return path
-    raise ValueError(f"file {name!r} is not there: expected it in {' or '.join(where(f) for f in folders)}")
-
-
-def where(folder: str) -> str:
-    return f"models/{'diffusion_models' if folder == MODELS else folder}"
+    raise ValueError(f"file {name!r} is not there: expected it in {' or '.join(f'models/{folder}' for folder in folders)}")
 
 
 @dataclass
