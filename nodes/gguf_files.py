@@ -1,26 +1,32 @@
 """GGUF files.  With ComfyUI-GGUF installed the weights stay quantised; else they are unpacked when the file is read.
 
 The `gguf` package is used if it is there (ComfyUI-GGUF brings it); without it a GGUF file is refused with a line.
-The file's architecture field is not looked at: repacks of TwinFlow files carry wrong ones, and the keys tell.
+The file's architecture field is not looked at: repacks of TwinFlow files carry wrong ones, or none, and the keys tell.
 """
 
 import importlib
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..twinflow.weights import WeightsError
 
+NEEDED = ("GGMLOps", "GGUFModelPatcher")  # of ComfyUI-GGUF, to keep weights quantised
+BOUNDARY = "Load the .safetensors file of the model for it"
+
 
 @dataclass(frozen=True)
 class GgufHeader:
-    dtypes: dict[str, str]
+    """entries: key -> (type, shape).  read: the tensors of these keys; keep: which of them may stay quantised."""
+
+    entries: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
-    read: Callable[[list[str]], dict[str, Tensor]]
+    read: Callable[[list[str], Callable[[str], bool]], dict[str, Tensor]]
 
 
 def package():
@@ -31,36 +37,62 @@ def package():
 
 
 def quantised_pack():
-    """The module of ComfyUI-GGUF that has its operations and its patcher, where it is installed; else None."""
+    """The module that has ComfyUI-GGUF's operations and its patcher, of this pack or of a fork; None where there is none."""
     import nodes as comfy_nodes
 
-    loader = comfy_nodes.NODE_CLASS_MAPPINGS.get("UnetLoaderGGUF")  # pyright: ignore[reportAttributeAccessIssue]  ComfyUI's own nodes, not ours
-    module = loader and sys.modules.get(loader.__module__)
-    if module is None or not hasattr(module, "GGMLOps") or not hasattr(module, "GGUFModelPatcher"):
-        return None
-    return module
+    for node in dict(comfy_nodes.NODE_CLASS_MAPPINGS).values():  # pyright: ignore[reportAttributeAccessIssue]  ComfyUI's own nodes, not ours
+        module = sys.modules.get(node.__module__)
+        if module is not None and all(hasattr(module, name) for name in NEEDED):
+            return module
+    return None
+
+
+@cache
+def patcher_class(pack) -> type:
+    """ComfyUI-GGUF's patcher, which tells what it cannot do."""
+
+    class Patcher(pack.GGUFModelPatcher):
+        def clone(self, *args, **kwargs):
+            clone = super().clone(*args, **kwargs)
+            clone.__class__ = Patcher
+            return clone
+
+        def patch_hook_weight_to_device(self, hooks, combined_patches, key, *args, **kwargs):
+            if key in combined_patches and is_quantised(self.get_model_object(key)):
+                raise ValueError(
+                    "a scheduled (hook) LoRA cannot change weights that ComfyUI-GGUF keeps quantised. "
+                    f"Apply the LoRA to the model with the TwinFlow LoRA Loader instead. {BOUNDARY}, if it must be scheduled"
+                )
+            return super().patch_hook_weight_to_device(hooks, combined_patches, key, *args, **kwargs)
+
+    return Patcher
 
 
 def read_header(path: str) -> GgufHeader:
-    gguf = package()
+    """Raises WeightsError with one line for a file that cannot be read."""
+    gguf, name = package(), Path(path).name
     if gguf is None:
         raise WeightsError(
-            f"{path}: reading GGUF needs the 'gguf' package: install ComfyUI-GGUF (it brings it), or take the .safetensors file"
+            f"{name}: reading GGUF needs the 'gguf' package: install ComfyUI-GGUF (it brings it), or take the .safetensors file"
         )
     try:
-        reader = gguf.GGUFReader(path)
+        reader = gguf.GGUFReader(path, "c")  # pages are copied when written to: hooks and patches write to weights in place
     except Exception as error:  # the package raises whatever numpy does on a file that is cut off or damaged
         raise WeightsError(
-            f"{path}: cannot be read as GGUF ({type(error).__name__}: {error}). The file is cut off, damaged, or has a tensor "
-            "type that the installed 'gguf' package does not know: fetch it again, update 'gguf', or take the .safetensors file"
+            f"{name}: cannot be read as GGUF. The file is cut off, damaged, or has a tensor type that the installed 'gguf' "
+            f"package does not know: fetch it again, update 'gguf', or take the .safetensors file ({error})"
         ) from None
-    entries = {tensor.name: tensor for tensor in reader.tensors}
-    metadata = {name: text for name, f in reader.fields.items() if (text := text_of(gguf, f)) is not None}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    metadata = {key: text for key, f in reader.fields.items() if (text := text_of(gguf, f)) is not None}
 
-    def read(keys: list[str], unpack: bool = False) -> dict[str, Tensor]:
-        return {key: read_tensor(gguf, reader, entries[key], path, unpack) for key in keys}
+    def read(keys: list[str], keep: Callable[[str], bool]) -> dict[str, Tensor]:
+        found = {key: read_tensor(gguf, reader, tensors[key], name, keep(key)) for key in keys}
+        if packed := [t for t in found.values() if is_quantised(t)]:  # ComfyUI-GGUF counts room to unpack the largest
+            max(packed, key=lambda t: t.numel()).is_largest_weight = True  # pyright: ignore[reportAttributeAccessIssue]
+        return found
 
-    return GgufHeader({name: t.tensor_type.name for name, t in entries.items()}, metadata, read)
+    entries = {key: (tensor.tensor_type.name, shape_of(reader, tensor)) for key, tensor in tensors.items()}
+    return GgufHeader(entries, metadata, read)
 
 
 def text_of(gguf, f) -> str | None:
@@ -78,30 +110,26 @@ def shape_of(reader, tensor) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape))
 
 
-def read_tensor(gguf, reader, tensor, path: str, unpack: bool) -> Tensor:
+def read_tensor(gguf, reader, tensor, name: str, keep: bool) -> Tensor:
     kinds, kind, shape = gguf.GGMLQuantizationType, tensor.tensor_type, shape_of(reader, tensor)
     plain = {kinds.F32: torch.float32, kinds.F16: torch.float16, kinds.F64: torch.float64, kinds.BF16: torch.bfloat16}
     if kind in plain:
-        return mapped(tensor.data).view(plain[kind]).reshape(shape)
-    pack = None if unpack or len(shape) < 2 else quantised_pack()
+        return torch.from_numpy(tensor.data).view(plain[kind]).reshape(shape)
+    pack = quantised_pack() if keep and len(shape) > 1 else None
     try:
         values = gguf.quants.dequantize(tensor.data if pack is None else tensor.data[:1], kind)
     except NotImplementedError:
         raise WeightsError(
-            f"{path}: tensor {tensor.name!r} has the GGUF type {kind.name}, which the 'gguf' package cannot unpack: "
-            "update 'gguf', or take another quantisation of the file"
+            f"{name}: has weights of the GGUF type {kind.name}, which the 'gguf' package cannot unpack: "
+            f"update 'gguf', or take another quantisation of the file ({tensor.name})"
         ) from None
+    values = torch.from_numpy(values)
+    if not values.isfinite().all():
+        raise WeightsError(f"{name}: has values that are not numbers: it is damaged, fetch it again ({tensor.name})")
     if pack is None:
-        return torch.from_numpy(values).to(torch.bfloat16).reshape(shape)
+        return values.to(torch.bfloat16).reshape(shape)
     ggml = importlib.import_module(".ops", pack.__package__).GGMLTensor
-    return ggml(mapped(tensor.data), tensor_type=kind, tensor_shape=torch.Size(shape))
-
-
-def mapped(data) -> Tensor:
-    """The file's own memory, uncopied; nobody writes to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(data)
+    return ggml(torch.from_numpy(tensor.data), tensor_type=kind, tensor_shape=torch.Size(shape))
 
 
 def is_quantised(tensor: Tensor) -> bool:

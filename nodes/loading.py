@@ -2,16 +2,21 @@
 
 import importlib
 import inspect
-import logging
-from collections import Counter
+import re
+from contextlib import contextmanager
 
 import comfy.sd
+import comfy.utils
 import torch
+from torch import Tensor
 
 from ..twinflow.backbones import Backbone
+from ..twinflow.layouts import last_block
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
 from .model_files import ModelFile, open_file
+from .quantised import COMPANIONS, METADATA
+from .report import Report
 from .supported import names
 from .time_conditioning import TimeConditioning, attach, has_second_embedder
 
@@ -24,38 +29,86 @@ DTYPES = {
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
+OTHER_MODELS = {
+    "first_stage_model.": "a VAE",
+    "decoder.": "a VAE",
+    "encoder.": "a VAE or a text encoder",
+    "text_model.": "a text encoder",
+}
 
 
-def load_model(path: str, adapter_path: str | None, strength: float, dtype: str):
-    """(ModelPatcher, report).  Raises WeightsError; never returns a model without its time conditioning."""
+@contextmanager
+def one_line():
+    """Errors about files as plain ValueErrors, before which ComfyUI's page writes no module path."""
+    try:
+        yield
+    except WeightsError as error:
+        raise ValueError(str(error)) from None
+
+
+def load_model(path: str, adapter_path: str | None, strength: float, dtype: str, disable_dynamic: bool = False):
+    """(ModelPatcher, Report).  Raises WeightsError; never returns a model without its time conditioning."""
     base, adapter = open_file(path), open_file(adapter_path) if adapter_path else None
     backbone = checked_backbone(base)
     source = second_embedder_in(base, adapter, backbone)
-    patcher, loaded = build(base, adapter if source is adapter else None, backbone, dtype)
-    lines = [described(base, backbone), *missing_lines(patcher, base, loaded)]
+    patcher, loaded, unpacked = build(base, adapter if source is adapter else None, backbone, dtype, disable_dynamic)
+    unused = unused_keys(patcher, base, loaded)
+    details = [*described(base), "missing: none"]
+    if base.beside:
+        details.append(f"also in the file, not read: {base.beside} tensors of a VAE or text encoders")
     if source is not None:
-        lines.append(f"second time embedder: {len(source.second)} tensors, from {source.name}")
+        details.append(f"second time embedder: {len(source.second)} tensors, from {source.name}")
+    if unused:
+        details.append(f"not used: {len(unused)} ({', '.join(unused[:6])})")
+    if unpacked:
+        details.append(f"unpacked to bf16, for ComfyUI cannot use them as they are: {unpacked} weights")
+    parts = [backbone.title, base.dtypes()]
+    warnings = []
     if adapter is not None:
         patcher, applied = with_lora(patcher, adapter, strength, backbone)
-        lines += [described(adapter, None), applied]
+        details += described(adapter)
+        if applied is not None:
+            details += applied.details()
+            warnings += applied.warnings(adapter.name)
+            parts.append(applied.verdict())
     patcher = with_time_conditioning(patcher, backbone, [f for f in (adapter, base) if f is not None])
+    parts.insert(2, "two-time" if source is not None else "folded time")
     patcher.cached_patcher_init = (load_patcher, (path, adapter_path, strength, dtype))
-    return patcher, "\n".join(lines)
+    return patcher, Report(", ".join(parts), details, warnings)
 
 
 def load_patcher(path, adapter_path, strength, dtype, disable_dynamic=False):
-    """How ComfyUI makes a second, independent copy of the model (another GPU, prompts with hooks)."""
-    patcher, _ = load_model(path, adapter_path, strength, dtype)
-    return patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
+    """How ComfyUI makes a second, independent copy of the model (another GPU, prompts with hooks, torch.compile)."""
+    return load_model(path, adapter_path, strength, dtype, disable_dynamic)[0]
 
 
 def checked_backbone(file: ModelFile) -> Backbone:
-    if file.backbone is None:
-        raise WeightsError(
-            f"{file.name}: is not a {names()} model ({file.keys_found()}). "
-            "Choose a diffusion model file; LoRAs and adapters belong in the adapter input"
+    """Raises WeightsError for a file that is not a model, or of a family's member that there are no TwinFlow weights for."""
+    backbone = file.backbone
+    if backbone is None:
+        if file.keys and len(file.lora) > len(file.keys) / 2:
+            raise WeightsError(
+                f"{file.name}: is a LoRA, not a model. Choose the base model here and this file as the adapter; a LoRA without "
+                "a second time embedder belongs in the TwinFlow LoRA Loader"
+            )
+        if file.second:
+            raise WeightsError(
+                f"{file.name}: holds a second time embedder only. Choose the base model here and this file as the adapter"
+            )
+        what = next(
+            (f"looks like {what}" for start, what in OTHER_MODELS.items() if any(k.startswith(start) for k in file.keys)), ""
         )
-    return file.backbone
+        raise WeightsError(
+            f"{file.name}: {what or 'is another model'}. Choose the diffusion model of {names()}, from "
+            f"models/diffusion_models ({file.keys_found()})"
+        )
+    for key, title in backbone.others.items():
+        if key in file.keys:
+            raise WeightsError(
+                f"{file.name}: is {title}, which has no TwinFlow weights. Choose a {backbone.title} model, or load this one "
+                "with core's Load Diffusion Model and sample it with KSampler"
+            )
+    return backbone
 
 
 def second_embedder_in(base: ModelFile, adapter: ModelFile | None, backbone: Backbone) -> ModelFile | None:
@@ -66,83 +119,136 @@ def second_embedder_in(base: ModelFile, adapter: ModelFile | None, backbone: Bac
             return None
         if adapter is None:
             raise WeightsError(
-                f"{base.name}: has no second time embedder ({backbone.second[0]} and the like; found {base.keys_found()}). "
-                "Choose its TwinFlow adapter or embedder file in the adapter input; for a LoRA without an embedder use core's "
-                "Load Diffusion Model and the TwinFlow LoRA Loader"
+                f"{base.name}: is a plain {backbone.title}, without TwinFlow's second time embedder. Choose its TwinFlow "
+                "adapter or embedder file in the adapter input; for a LoRA without an embedder use core's Load Diffusion Model "
+                "and the TwinFlow LoRA Loader"
+            )
+        if not adapter.lora:
+            raise WeightsError(
+                f"{adapter.name}: is no TwinFlow adapter: it has neither a second time embedder nor a LoRA. Choose the adapter "
+                f"that was made for {backbone.title} ({adapter.keys_found()})"
             )
         raise WeightsError(
-            f"{adapter.name}: has no second time embedder ({backbone.second[0]} and the like; found {adapter.keys_found()}), "
-            f"nor has {base.name}. A LoRA without one belongs in the TwinFlow LoRA Loader, after core's Load Diffusion Model"
+            f"{adapter.name}: is a LoRA without a second time embedder, and {base.name} has none either. Use core's Load "
+            "Diffusion Model for the base and the TwinFlow LoRA Loader for this file"
         )
-    found = set(native(source, backbone, source.second))
-    if missing := sorted(set(backbone.second) - found):
-        raise WeightsError(
-            f"{source.name}: its second time embedder does not fit {backbone.title}: missing {', '.join(missing)}; "
-            f"found {', '.join(sorted(found))}. Fetch the file again, or choose the one made for {backbone.title}"
-        )
+    check_second(source, base, backbone)
     return source
 
 
-def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype: str):
-    """(ModelPatcher, the keys that went in), the second embedder taken from the adapter where one is given."""
-    tensors = native(base, backbone)
-    if adapter is not None:
-        tensors |= native(adapter, backbone, adapter.second)
-    keys = set(tensors)
-    options = dict(DTYPES[dtype])
-    pack = None
-    if any(gguf_files.is_quantised(t) for t in tensors.values()):
-        pack = gguf_files.quantised_pack()
-        assert pack is not None  # else nothing is kept quantised
-        options = {"custom_operations": importlib.import_module(".ops", pack.__package__).GGMLOps()}
-    load = comfy.sd.load_diffusion_model_state_dict
-    extra = {"metadata": base.metadata} if "metadata" in inspect.signature(load).parameters else {}  # ComfyUI 0.4
-    patcher = load(tensors, model_options=options, **extra)
-    if patcher is None:
+def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None:
+    """Raises WeightsError for a second embedder of another backbone, of another width, or with parts missing."""
+    found = in_native(source, backbone, shells(source, source.second))
+    if missing := sorted(set(backbone.second) - set(found)):
         raise WeightsError(
-            f"{base.name}: this ComfyUI does not know the model ({backbone.title}; {base.keys_found()}). Update ComfyUI"
+            f"{source.name}: its second time embedder is not that of {backbone.title}. Choose the file made for "
+            f"{backbone.title}, or the base that this one was made for (missing {', '.join(missing)}; found "
+            f"{', '.join(sorted(found))})"
         )
+    first = in_native(base, backbone, shells(base, [key for key in base.keys if key.endswith(".bias")]))
+    for key in backbone.second:
+        own, other = first.get(key.replace("_2.", ".", 1)), found[key]
+        if own is not None and own.shape != other.shape:
+            raise WeightsError(
+                f"{source.name}: its second time embedder is {other.shape[0]} wide, the time embedder of {base.name} "
+                f"{own.shape[0]}, so it was made for another model. Choose the one that was made for this base ({key})"
+            )
+
+
+def shells(file: ModelFile, keys: list[str]) -> dict[str, Tensor]:
+    """Tensors of these shapes, without values."""
+    return {key: torch.empty(file.entries[key][1], device="meta") for key in keys}
+
+
+def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype: str, disable_dynamic: bool):
+    """(ModelPatcher, the keys that went in, how many weights had to be unpacked), the second embedder taken from the adapter
+    where one is given.
+    """
+    last = last_block(base.keys)
+
+    def keep(key: str) -> bool:
+        module, _, end = key.rpartition(".")
+        return end == "weight" and (base.native or backbone.layout.is_whole(module, last))
+
+    stored = base.tensors(keep=keep, dtype=torch.bfloat16)
+    packed = any(gguf_files.is_quantised(t) for t in stored.values())
+    unpacked = sum(f"{module}.weight_scale" not in stored for module in base.layers)
+    tensors = in_native(base, backbone, stored)
+    del stored
+    if adapter is not None:
+        tensors |= in_native(adapter, backbone, adapter.tensors(adapter.second))
+    keys = set(tensors)
+    pack = gguf_files.quantised_pack() if packed else None
+    options = dict(DTYPES[dtype])
+    if pack is not None:
+        options = {"custom_operations": importlib.import_module(".ops", pack.__package__).GGMLOps()}
+        disable_dynamic = True  # ComfyUI-GGUF's patcher moves whole weights
+    load = comfy.sd.load_diffusion_model_state_dict
+    metadata = {key: value for key, value in base.metadata.items() if key != METADATA}  # its layers have their marks by now
+    known = inspect.signature(load).parameters  # ComfyUI 0.3.64 has neither
+    extra = {"metadata": metadata, "disable_dynamic": disable_dynamic}
+    try:
+        patcher = load(tensors, model_options=options, **{name: value for name, value in extra.items() if name in known})
+    except RuntimeError as error:
+        raise WeightsError(mismatch(base, backbone, str(error))) from None
+    if patcher is None:
+        raise WeightsError(f"{base.name}: this ComfyUI does not know {backbone.title}. Update ComfyUI ({base.keys_found()})")
     if backbone.second[0] in keys and not has_second_embedder(patcher.model):
         raise WeightsError(
             f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out. "
             "Another pack may have changed its model detection: disable the others, or report the file"
         )
-    return pack.GGUFModelPatcher.clone(patcher) if pack else patcher, keys
+    return gguf_files.patcher_class(pack).clone(patcher) if pack else patcher, keys, unpacked
 
 
-def native(file: ModelFile, backbone: Backbone, keys: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """These tensors of the file, all without a list, under ComfyUI's names."""
+def in_native(file: ModelFile, backbone: Backbone, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under ComfyUI's names."""
     try:
-        return backbone.layout.to_native(file.tensors(keys))
+        return backbone.layout.to_native(tensors)
     except ValueError as error:
         raise WeightsError(f"{file.name}: {error}. Fetch the file again") from None
 
 
-def missing_lines(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
-    """Raises WeightsError for weights that the model has and the file lacks; tells of those that it has too many."""
-    wanted = set(patcher.model.diffusion_model.state_dict())
+def mismatch(file: ModelFile, backbone: Backbone, text: str) -> str:
+    """What torch says of tensors that do not fit, in a sentence."""
+    found = re.findall(r"size mismatch for (\S+): .*?shape torch.Size\((.*?)\).*?torch.Size\((.*?)\)", text)
+    if not found:
+        return f"{file.name}: ComfyUI cannot build {backbone.title} from it ({' '.join(text.split())[:300]})"
+    key, has, wants = found[0]
+    return (
+        f"{file.name}: {len(found)} of its weights have other sizes than {backbone.title}'s, so it is of another size or "
+        f"variant. Choose a file of {backbone.title} ({key} is {has}, expected {wants})"
+    )
+
+
+def unused_keys(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
+    """What the file has and the model does not use.  Raises WeightsError for weights that the model has and the file lacks,
+    and for scales that nothing reads.
+    """
+    wanted = {key for key in patcher.model.diffusion_model.state_dict() if not key.endswith(".temp.weight")}  # ComfyUI-GGUF's
     missing = sorted(key for key in wanted - loaded if key.endswith((".weight", ".bias")))
     if missing:
         raise WeightsError(
-            f"{base.name}: {len(missing)} of the model's weights are not in the file: {', '.join(missing[:6])}"
-            f"{', ...' if len(missing) > 6 else ''} (found {base.keys_found()}). Fetch the file again"
+            f"{base.name}: {len(missing)} of the model's weights are not in the file, so it is not complete. Fetch the file "
+            f"again ({', '.join(missing[:6])}{', ...' if len(missing) > 6 else ''})"
         )
     unused = sorted(loaded - wanted)
-    return ["missing: none"] + ([f"not used: {len(unused)} ({', '.join(unused[:6])})"] if unused else [])
+    if scales := [key for key in unused if key.rpartition(".")[2] in COMPANIONS - {"input_scale", "comfy_quant"}]:
+        raise WeightsError(
+            f"{base.name}: ComfyUI leaves {len(scales)} of its scales out, so the weights would be wrong. Choose a bf16 or "
+            f"GGUF file of the model ({', '.join(scales[:3])})"
+        )
+    return unused
 
 
 def with_lora(patcher, adapter: ModelFile, strength: float, backbone: Backbone):
-    """(patcher, report) with the LoRA of an adapter file, if it has one."""
-    keys = [key for key in adapter.keys if lora.is_part(key)]
-    if not keys:
-        return patcher, f"{adapter.name}: no LoRA in it; only its second embedder is used"
-    patcher, result = lora.apply(patcher, adapter.tensors(keys), strength, backbone.layout)
+    """(patcher, lora.Applied) with the LoRA of an adapter file; None in its place where the file has none."""
+    if not adapter.lora:
+        return patcher, None
+    patcher, result = lora.apply(patcher, adapter.tensors(adapter.lora), strength, backbone.layout, adapter.metadata)
     if not result.applied:
-        raise WeightsError(
-            f"{adapter.name}: none of its {len(result.dropped)} LoRA modules fits this {backbone.title} model: "
-            f"{', '.join(result.dropped[:6])}. Choose the adapter that was made for this base"
-        )
-    return patcher, result.report()
+        raise WeightsError(f"{adapter.name}: {result.why_nothing(backbone.title)}")
+    return patcher, result
 
 
 def with_time_conditioning(patcher, backbone: Backbone, files: list[ModelFile]):
@@ -151,19 +257,16 @@ def with_time_conditioning(patcher, backbone: Backbone, files: list[ModelFile]):
     two = has_second_embedder(patcher.model)
     if two and ours:
         backbone.native_time.of(patcher.model.diffusion_model).signed = ours[0].signed_time
-    time = TimeConditioning("two" if two else "fold", recommended=next((p.sampler for p in ours if p.sampler), ()))
-    logging.info("[TwinFlow] %s: time conditioning %r", files[-1].name, time.rule)
-    return attach(patcher, time)
-
-
-def described(file: ModelFile, backbone: Backbone | None) -> str:
-    """The file's name, what is in it, and its own metadata."""
-    dtypes = ", ".join(f"{name} ({n})" for name, n in Counter(file.dtypes).most_common())
-    kind = ""
-    if backbone is not None:
-        kind = f"{backbone.title}, {'ComfyUI' if backbone.layout.native in file.keys else 'diffusers'} names, "
-    lines = [f"{file.name}: {kind}{len(file.keys)} tensors, {dtypes}"]
-    texts = {key: value for key, value in file.metadata.items() if key != "format"}
-    return "\n".join(
-        lines + [f"  {key}: {value if len(value) <= 200 else value[:200] + '...'}" for key, value in sorted(texts.items())]
+    return attach(
+        patcher, TimeConditioning("two" if two else "fold", recommended=next((p.sampler for p in ours if p.sampler), ()))
     )
+
+
+def described(file: ModelFile) -> list[str]:
+    """The file's name, what is in it, and its own metadata."""
+    names = "" if file.backbone is None else f"{'ComfyUI' if file.native else 'diffusers'} names, "
+    texts = {key: value for key, value in file.metadata.items() if key not in ("format", METADATA)}
+    return [
+        f"{file.name}: {names}{len(file.keys)} tensors, {file.dtypes()}",
+        *(f"  {key}: {value if len(value) <= 200 else value[:200] + '...'}" for key, value in sorted(texts.items())),
+    ]

@@ -1,57 +1,136 @@
 """LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and what became of them."""
 
+import json
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import comfy.lora
+import torch
+from comfy.model_management import cast_to_device
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ..twinflow.layouts import PREFIXES, Layout, exchanged
 
-FILE_PREFIXES = ("base_model.model.", *PREFIXES, "unet.", "lora_unet_", "lora_transformer_", "lycoris_")
-MARK = re.compile(r"\.(lora_|lora\.|lokr_|hada_|(alpha|diff|diff_b|dora_scale)$)")
+FILE_PREFIXES = (
+    *("base_model.model.", *PREFIXES, "unet.", "dit.", "pipe.", "model.", "lora_unet__", "lora_unet_", "lora_transformer_"),
+    *("lora_dit_", "lycoris_", "transformer_", "diffusion_model_", "lora_"),
+)
+TEXT_ENCODER = re.compile(r"^(lora_te|lora_te\d|text_encoder|text_encoders|te\d?)[._]|text_encoder")
+
+# What stands behind the module's name.  The name of a PEFT adapter may stand in the middle.
+NAMED = r"(?:\.(?!weight$|bias$)(?P<adapter>[\w-]+))?"
+PARTS = tuple(
+    (re.compile(pattern), part)
+    for pattern, part in (
+        (rf"(?:lora_A{NAMED}|lora_down|lora\.down|lora_linear_layer\.down)(?:\.weight)?", "lora_down.weight"),
+        (rf"(?:lora_B{NAMED}|lora_up|lora\.up|lora_linear_layer\.up)(?:\.weight)?", "lora_up.weight"),
+        (rf"(?:lora_B{NAMED}|lora_up)\.bias", "lora_bias"),
+        (rf"lora_magnitude_vector{NAMED}(?:\.weight)?", "magnitude"),
+        (r"lora_mid\.weight", "lora_mid.weight"),
+        (r"alpha|dora_scale|diff|diff_b|w_norm|b_norm|set_weight|reshape_weight|oft_blocks|rescale|[ab][12]\.weight", ""),
+        (r"lokr_(?:w[12](?:_[ab])?|t2)|hada_(?:w[12]_[ab]|t[12])", ""),
+    )
+)
+MARK = re.compile(
+    r"(\.(lora_|lora\.|lokr_|hada_|oft_|boft_|ia3_|vera_|lora$|[ab][12]\.weight$"
+    r"|(alpha|diff|diff_b|dora_scale|w_norm|b_norm|set_weight|reshape_weight|rescale)$)|_lora\.(up|down)\.)"
+)
+BIASES = {"diff_b": "weight", "b_norm": "weight", "lora_bias": "lora"}  # part -> what it is scaled as
+WEIGHTS = ("diff", "w_norm", "set_weight")
+NEEDS = {  # parts that say nothing without another
+    "lora_up.weight": "lora_down.weight",
+    "lora_down.weight": "lora_up.weight",
+    "magnitude": "lora_up.weight",
+    "lora_bias": "lora_up.weight",
+}
+
+
+class Target(NamedTuple):
+    """A weight of the model, or rows of it (first, count), or one whose halves are exchanged."""
+
+    key: str
+    rows: tuple[int, int] | None = None
+    swapped: bool = False
+
+    def patch_key(self, key: str):
+        """As ModelPatcher.add_patches takes it."""
+        if self.rows is not None:
+            return key, (0, *self.rows)
+        return (key, None, exchanged) if self.swapped else key
 
 
 @dataclass
 class Applied:
-    """Names of modules as the file has them."""
+    """Names of modules as the file has them, and why some of them, or parts of them, are not used."""
 
     applied: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    zero: int = 0
 
-    def report(self) -> str:
-        lines = [f"LoRA modules applied: {len(self.applied)}, dropped: {len(self.dropped)}"]
-        return "\n".join(lines + [f"  dropped: {name}" for name in self.dropped])
+    @property
+    def modules(self) -> int:
+        return len(self.applied) + len({name.partition(" ")[0] for name in self.dropped} - set(self.applied))
+
+    def verdict(self) -> str:
+        return f"LoRA {len(self.applied)}/{self.modules} applied"
+
+    def warnings(self, name: str) -> list[str]:
+        found = []
+        if self.dropped:
+            reason, n = Counter(self.dropped.values()).most_common(1)[0]
+            found.append(f"{name}: {len(self.dropped)} parts of the LoRA are not used ({n}: {reason}); the image will differ")
+        if self.zero:
+            found.append(f"{name}: {self.zero} of its {len(self.applied)} LoRA modules are all zeros and change nothing")
+        return found
+
+    def details(self) -> list[str]:
+        head = f"LoRA modules applied: {len(self.applied)}, dropped: {self.modules - len(self.applied)}"
+        return [head, *(f"  dropped: {name}: {reason}" for name, reason in self.dropped.items())]
+
+    def why_nothing(self, title: str) -> str:
+        """Of a LoRA that changes nothing."""
+        if not self.dropped:
+            return "holds no LoRA. Choose a LoRA file"
+        reason, n = Counter(self.dropped.values()).most_common(1)[0]
+        some = ", ".join(list(self.dropped)[:4])
+        return (
+            f"none of its {self.modules} LoRA modules fits this {title} model ({n}: {reason}). "
+            f"Choose the LoRA that was made for this model, or the model that it was made for ({some})"
+        )
 
 
-def targets(model, layout: Layout | None) -> dict[str, object]:
-    """Every name that a module of this model may have in a file, and the weight (or the slice of one) that it patches."""
-    weights = {
-        key: value.shape
-        for key, value in model.state_dict().items()
-        if key.startswith("diffusion_model.") and key.endswith(".weight")
+def targets(model, layout: Layout | None) -> tuple[dict[str, Target], dict[str, tuple[int, ...]]]:
+    """Every name that a module of this model may have in a file, with the weight that it patches; and all shapes by key."""
+    start = "diffusion_model."
+    shapes = {
+        key: tuple(getattr(value, "tensor_shape", value.shape))
+        for key, value in model.named_parameters()
+        if key.startswith(start) and key.endswith((".weight", ".bias"))
     }
-    native = {key[len("diffusion_model.") : -len(".weight")]: key for key in weights}
+    native = {key[len(start) : -len(".weight")]: Target(key) for key in shapes if key.endswith(".weight")}
     found = dict(native)
     if layout is not None:
         for module, behind in layout.names_behind(native).items():
-            key = native[module]
+            key = native[module].key
             for name, place in behind:
-                if place.third is not None:
-                    size = weights[key][0] // 3
-                    found[name] = (key, (0, place.third * size, size))
-                else:
-                    found[name] = (key, None, exchanged) if place.swapped else key
-    return found | {name.replace(".", "_"): target for name, target in found.items()}
+                size = shapes[key][0] // 3
+                rows = None if place.third is None else (place.third * size, size)
+                found[name] = Target(key, rows, place.swapped)
+    return found | {name.replace(".", "_"): target for name, target in found.items()}, shapes
 
 
-def split(key: str, known: dict[str, object]) -> tuple[str, str] | None:
-    """(module, rest) of a LoRA key, once its prefixes are off; None where the model has no such module."""
+def split(key: str, known: Mapping[str, Target]) -> tuple[str, str, str] | None:
+    """(module, rest, prefix) of a LoRA key; None where the model has no such module."""
+    whole, key = key, key.replace("_orig_mod.", "").replace("_orig_mod_", "")
     while True:
         module, end = key, ""
         while module:
             if module in known and end:
-                return module, end
+                return module, end, whole[: max(whole.find(module.split(".")[0]), 0)]
             module, _, tail = module.rpartition(".")
             end = f"{tail}.{end}" if end else tail
         prefix = next((p for p in FILE_PREFIXES if key.startswith(p)), None)
@@ -60,9 +139,17 @@ def split(key: str, known: dict[str, object]) -> tuple[str, str] | None:
         key = key[len(prefix) :]
 
 
+def part_of(end: str) -> tuple[str, str] | None:
+    """(the part's name, the adapter's) of what stands behind a module's name; None for a part that nothing reads."""
+    for pattern, part in PARTS:
+        if match := pattern.fullmatch(end):
+            return part or end, match.groupdict().get("adapter") or ""
+    return None
+
+
 def is_part(key: str) -> bool:
     """Whether the key belongs to a LoRA, not to a weight of its own."""
-    return module_name(key) != key
+    return MARK.search(key) is not None
 
 
 def module_name(key: str) -> str:
@@ -71,23 +158,215 @@ def module_name(key: str) -> str:
     return key[: mark.start()] if mark else key
 
 
-def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout | None):
+def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout | None, metadata: Mapping[str, str]):
     """(a clone of the patcher with the LoRA, what was applied).  The patcher itself is not changed."""
-    known = targets(patcher.model, layout)
-    renamed, names, dropped = {}, {}, []
-    for key, tensor in tensors.items():
-        found = split(key, known)
-        if found is None or found[1].endswith("lora_B.bias"):
-            dropped.append(module_name(key) if found is None else key)
-            continue
-        module, end = found
-        names.setdefault(module, module_name(key))
-        renamed[f"{module}.{end.replace('.default', '')}"] = tensor
-    loaded = comfy.lora.load_lora(renamed, {name: known[name] for name in names})
-    patcher = patcher.clone()
-    done = set(patcher.add_patches(loaded, strength))
+    known, shapes = targets(patcher.model, layout)
     result = Applied()
-    for module, name in names.items():
-        (result.applied if known[module] in done else result.dropped).append(name)
-    result.dropped += list(dict.fromkeys(dropped))
+    modules: dict[str, dict[tuple[str, str], dict[str, Tensor]]] = {}  # module -> (prefix, adapter) -> parts
+    names: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        name = module_name(key)
+        found = split(re.sub(r"_lora\.(up|down)\.weight$", r".lora_\1.weight", key), known)
+        if found is None:
+            result.dropped[name] = "of a text encoder" if TEXT_ENCODER.search(key) else "the model has no such module"
+            continue
+        module, end, prefix = found
+        part = part_of(end)
+        if part is None:
+            result.dropped[f"{name} {end}"] = f"a part ({end}) that is not known"
+            continue
+        names.setdefault(module, name)
+        modules.setdefault(module, {}).setdefault((prefix, part[1]), {})[part[0]] = tensor
+    scales = Scales(metadata)
+    patches: list[tuple[object, object]] = []
+    for module, groups in modules.items():
+        name, found = names[module], known[module]
+        groups = merged(groups)
+        for (_, adapter), _ in groups[1:]:
+            again = f"another adapter ({adapter}) of the same module" if adapter else "the module again, under another prefix"
+            result.dropped[f"{name} {adapter or 'twice'}"] = again
+        own, reasons = patches_of(module, groups[0][1], found, shapes, scales)
+        result.dropped |= {f"{name} {part}".strip(): reason for part, reason in reasons.items()}
+        if own:
+            result.applied.append(name)
+            result.zero += all(_is_zero(patch) for _, patch in own)
+            patches += own
+    patcher = patcher.clone()
+    while patches:  # add_patches takes one patch a key at a time
+        some = dict(reversed(patches))
+        patcher.add_patches(some, strength)
+        taken = {id(patch) for patch in some.values()}
+        patches = [(key, patch) for key, patch in patches if id(patch) not in taken]
     return patcher, result
+
+
+def merged(groups: dict[tuple[str, str], dict[str, Tensor]]) -> list[tuple[tuple[str, str], dict[str, Tensor]]]:
+    """The groups of a module, those without an adapter's name (alpha, dora_scale) joined to the first that has one, and
+    those that say the same as the first left out.
+    """
+    out: list[tuple[tuple[str, str], dict[str, Tensor]]] = []
+    for (prefix, adapter), parts in sorted(groups.items(), key=lambda item: item[0][1] not in ("", "default")):
+        match = next((p for (other, _), p in out if other == prefix and not p.keys() & parts.keys()), None)
+        if match is not None:
+            match.update(parts)
+        elif not out or not _same(out[0][1], parts):
+            out.append(((prefix, adapter), dict(parts)))
+    return out
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[part].shape == b[part].shape and torch.equal(a[part], b[part]) for part in a)
+
+
+def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Mapping[str, tuple[int, ...]], scales: "Scales"):
+    """([(key, patch)], {part: why it is not used}) of one module."""
+    reasons = {part: f"{part} without {NEEDS[part]}" for part in parts if part in NEEDS and NEEDS[part] not in parts}
+    parts = {part: tensor for part, tensor in parts.items() if part not in reasons}
+    full = shapes[target.key]
+    shape = full if target.rows is None else (target.rows[1], *full[1:])
+    size = shape_of(parts)
+    if size is not None and "reshape_weight" not in parts and _flat(size) != _flat(shape):
+        return [], {"": f"is {'x'.join(map(str, size))}, the model's weight {'x'.join(map(str, shape))}"}
+    if "lora_up.weight" in parts and "alpha" not in parts and (alpha := scales.alpha(module, parts)) is not None:
+        parts["alpha"] = torch.tensor(alpha)
+    out: list[tuple[object, object]] = []
+    weight_parts = {p: t for p, t in parts.items() if p not in (*BIASES, *WEIGHTS, "magnitude")}
+    if target.swapped and "dora_scale" in weight_parts and weight_parts["dora_scale"].shape[0] == shape[0]:
+        weight_parts["dora_scale"] = exchanged(weight_parts["dora_scale"])
+    loaded = comfy.lora.load_lora({f"{module}.{p}": t for p, t in weight_parts.items()}, {module: target.key})
+    adapter = loaded.get(target.key)
+    if adapter is not None:
+        if "magnitude" in parts:
+            magnitude = parts["magnitude"].flatten()
+            adapter = Dora(set(), (adapter, exchanged(magnitude) if target.swapped else magnitude))
+        out.append((target.patch_key(target.key), adapter))
+    else:
+        reasons |= {part: f"{part} is not a whole LoRA" for part in weight_parts}
+    for part in WEIGHTS:
+        if part in parts:
+            kind = "set" if part == "set_weight" else "diff"
+            out.append((target.patch_key(target.key), (kind, (parts[part],))))
+    bias_key = f"{target.key[: -len('weight')]}bias"
+    for part, scaled_as in BIASES.items():
+        if part not in parts:
+            continue
+        rows = shape[0]
+        if bias_key not in shapes:
+            reasons[part] = "the model's module has no bias"
+        elif parts[part].numel() != rows:
+            reasons[part] = f"{part} has {parts[part].numel()} numbers, the model's bias {rows}"
+        else:
+            alpha = parts["alpha"].item() if "alpha" in parts else None
+            scale = alpha / parts["lora_down.weight"].shape[0] if scaled_as == "lora" and alpha is not None else 1.0
+            out.append((target.patch_key(bias_key), ("diff", (parts[part].flatten() * scale,))))
+    return out, reasons
+
+
+def shape_of(parts: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Of the change of the weight that the parts make; None where they do not tell."""
+    for whole in WEIGHTS:
+        if whole in parts:
+            return tuple(parts[whole].shape)
+    if "lora_up.weight" in parts:
+        return parts["lora_up.weight"].shape[0], *parts["lora_down.weight"].shape[1:]
+    if "hada_w1_a" in parts and "hada_w1_b" in parts and "hada_t1" not in parts:
+        return parts["hada_w1_a"].shape[0], parts["hada_w1_b"].shape[1]
+    sides = [_kronecker_side(parts, side) for side in ("lokr_w1", "lokr_w2")]
+    if all(sides) and "lokr_t2" not in parts:
+        return tuple(a * b for a, b in zip(*sides))
+    return None
+
+
+def _kronecker_side(parts: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    if name in parts:
+        return tuple(parts[name].shape)
+    if f"{name}_a" in parts and f"{name}_b" in parts:
+        return parts[f"{name}_a"].shape[0], parts[f"{name}_b"].shape[1]
+    return None
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(rows, columns), for a convolution is often written as a matrix."""
+    return (shape[0], int(torch.Size(shape[1:]).numel()))
+
+
+def _is_zero(patch) -> bool:
+    """Whether the patch changes nothing, as that of a LoRA that was never trained."""
+    if isinstance(patch, tuple):
+        return patch[0] == "diff" and not patch[1][0].any()
+    weights = getattr(patch, "weights", ())
+    return type(patch).__name__ == "LoRAAdapter" and weights[4] is None and not (weights[0].any() and weights[1].any())
+
+
+class Scales:
+    """alpha where no tensor names it: diffusers' and PEFT's settings in the metadata, with their patterns by module."""
+
+    def __init__(self, metadata: Mapping[str, str]):
+        self.settings: dict = {}
+        text = metadata.get("lora_adapter_metadata")
+        try:
+            found = json.loads(text) if text else {}
+        except ValueError:
+            found = {}
+        if isinstance(found, dict):
+            inner = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("transformer.")}
+            self.settings = inner or found
+        elif text:
+            self.settings = {}
+        for name in ("lora_alpha", "ss_network_alpha", "network_alpha"):  # as single numbers in a file's own metadata
+            if "lora_alpha" not in self.settings and _number(metadata.get(name)) is not None:
+                self.settings["lora_alpha"] = _number(metadata[name])
+
+    def alpha(self, module: str, parts: Mapping[str, Tensor]) -> float | None:
+        """So that alpha / rank is the scale."""
+        alpha = _number(self._of(module, "alpha_pattern", self.settings.get("lora_alpha")))
+        if alpha is None:
+            return None
+        rank = parts["lora_down.weight"].shape[0]
+        return alpha * rank**0.5 if self.settings.get("use_rslora") else alpha
+
+    def _of(self, module: str, name: str, default):
+        patterns = self.settings.get(name)
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+            plain = pattern.lstrip("^").rstrip("$")
+            if module == plain or module.endswith(f".{plain}") or module.replace(".", "_").endswith(plain.replace(".", "_")):
+                return value
+        return default
+
+
+def _number(value) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+class Dora(WeightAdapterBase):
+    """PEFT's DoRA (lora_magnitude_vector): m V / ||V|| by rows, V the weight with the LoRA.  weights: the LoRA, m.
+
+    ComfyUI's own dora_scale divides by the norm of the weight without the LoRA, and stays as it is there.
+    """
+
+    name = "dora"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple):
+        self.loaded_keys, self.weights = loaded_keys, weights  # pyright: ignore[reportAttributeAccessIssue]
+
+    def calculate_weight(
+        self,
+        weight,
+        key,
+        strength,
+        strength_model,
+        offset,
+        function,
+        intermediate_dtype=torch.float32,
+        original_weight=None,
+    ):
+        inner, magnitude = self.weights
+        merged = inner.calculate_weight(weight.clone(), key, 1.0, 1.0, offset, function, intermediate_dtype, original_weight)
+        magnitude = cast_to_device(magnitude, weight.device, intermediate_dtype)
+        rows = merged.flatten(1).norm(dim=1).clamp(min=torch.finfo(merged.dtype).tiny)
+        scaled = merged * (magnitude / rows).reshape(-1, *[1] * (merged.ndim - 1)).to(merged.dtype)
+        weight += strength * (scaled - weight)  # in place: it may be rows of a fused weight
+        return weight

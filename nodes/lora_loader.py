@@ -6,11 +6,11 @@ from comfy_api.latest import io
 
 from ..twinflow.weights import WeightsError
 from . import lora, model_files
-from .loading import described
+from .loading import described, one_line
 from .model_files import LORAS, ModelFile
+from .report import Report, shown
 from .schedule import CATEGORY
 from .supported import backbone_of
-from .text_preview import text_preview
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
 
@@ -50,41 +50,46 @@ class LoraLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength=1.0) -> io.NodeOutput:
-        file = model_files.open_file(model_files.path_of(lora_name, LORAS))
-        patcher, report = apply_file(model, file, strength)
-        return io.NodeOutput(patcher, report, ui=text_preview(cls, report))
+        path = model_files.path_of(lora_name, LORAS)
+        with one_line():
+            patcher, report = apply_file(model, model_files.open_file(path), strength)
+        return io.NodeOutput(patcher, report.text(), ui=shown(cls, report))
 
 
 def apply_file(model, file: ModelFile, strength: float):
-    """(clone of the model with the LoRA, report).  Raises WeightsError where nothing would change, or only half of it."""
-    two = has_second_embedder(model.model)
+    """(clone of the model with the LoRA, Report).  Raises WeightsError where nothing would change, or only half of it."""
+    name, two = type(model.model).__name__, has_second_embedder(model.model)
     if file.second and not two:
         raise WeightsError(
-            f"{file.name}: is a TwinFlow adapter, with a second time embedder ({file.second[0]}), which this model "
-            f"({type(model.model).__name__}) does not have. Load base and adapter together with the TwinFlow Model Loader"
+            f"{file.name}: is a TwinFlow adapter, with a second time embedder that this model ({name}) has no place for. Load "
+            "base and adapter together with the TwinFlow Model Loader"
         )
     provenance, time = file.provenance, time_conditioning_of(model.model, model.model_options)
     if provenance is not None and provenance.time == "two" and not two:
         raise WeightsError(
-            f"{file.name}: was trained with a second time embedder (twinflow.time is 'two'), which neither the file nor this "
-            f"model ({type(model.model).__name__}) has. Load its checkpoint or adapter with the TwinFlow Model Loader first"
+            f"{file.name}: was trained with a second time embedder, which neither the file nor this model ({name}) has. Load "
+            "its checkpoint or adapter with the TwinFlow Model Loader first (twinflow.time is 'two')"
         )
     backbone = backbone_of(model.model)
-    layout = backbone and backbone.layout
-    patcher, result = lora.apply(model, file.tensors([key for key in file.keys if key not in file.second]), strength, layout)
-    if not result.applied:
+    if not file.lora:
         raise WeightsError(
-            f"{file.name}: none of its {len(result.dropped)} modules fits this model ({type(model.model).__name__}): "
-            f"{', '.join(result.dropped[:6])}. It was made for another backbone, or holds no LoRA"
+            f"{file.name}: holds no LoRA. Choose a LoRA file; a whole model belongs in the TwinFlow Model Loader "
+            f"({file.keys_found()})"
         )
-    lines = [described(file, None), result.report()]
-    if file.second:
-        assert layout is not None  # the model has a second time embedder, so it is one of ours
-        embedder = layout.to_native(file.tensors(file.second))
-        patcher.add_patches({f"diffusion_model.{key}": ("set", (tensor,)) for key, tensor in embedder.items()})
-        lines.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")
+    patcher, result = lora.apply(model, file.tensors(file.lora), strength, backbone and backbone.layout, file.metadata)
+    if not result.applied:
+        raise WeightsError(f"{file.name}: {result.why_nothing(backbone.title if backbone else name)}")
     rule = "two" if two else provenance.time if provenance else time.rule
-    time = replace(time, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else time.recommended)
+    details = [*described(file), *result.details()]
+    if file.second:
+        assert backbone is not None  # the model has a second time embedder, so it is one of ours
+        embedder = backbone.layout.to_native(file.tensors(file.second))
+        patcher.add_patches({f"diffusion_model.{key}": ("set", (tensor,)) for key, tensor in embedder.items()})
+        details.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")
+    if others := [key for key in file.keys if key not in {*file.lora, *file.second}]:
+        details.append(f"not used: {len(others)} tensors that are no LoRA ({', '.join(others[:6])})")
     unnamed = "" if provenance else " (the file names none; TwinFlow Model Patch sets another)"
-    lines.append(f"time conditioning: {rule}{unnamed}")
-    return attach(patcher, time), "\n".join(lines)
+    details.append(f"time conditioning: {rule}{unnamed}")
+    time = replace(time, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else time.recommended)
+    times = {"two": "two-time", "fold": "folded time", "off": "time t only"}[rule]
+    return attach(patcher, time), Report(f"{result.verdict()}, {times}", details, result.warnings(file.name))

@@ -1,5 +1,6 @@
 """Model files on disk, safetensors and GGUF, looked at before a tensor is read.  Nothing is ever unpickled."""
 
+import math
 import os
 import re
 from collections import Counter
@@ -7,17 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import comfy.utils
 import folder_paths
+import torch
 from torch import Tensor
 
-from ..twinflow.backbones import Backbone, is_second_embedder
-from ..twinflow.layouts import PREFIXES, bare
-from ..twinflow.weights import Provenance, WeightsError, load, read_header
+from ..twinflow.backbones import Backbone, all_backbones, is_second_embedder
+from ..twinflow.layouts import bare
+from ..twinflow.weights import Provenance, WeightsError, read_header
 from . import gguf_files, lora
+from .quantised import COMPANIONS, OLD_MARK, Layer, can_stay, dequantised, kept, layers_of
 from .supported import backbone_of_keys
+from .values import check_values
 
 MODELS, LORAS = "diffusion_models", "loras"
 SAFE = (".safetensors", ".sft")
+SHORT = {"F32": "float32", "F16": "float16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8 e5m2"}
 
 
 def places(folder: str) -> list[str]:
@@ -54,15 +60,35 @@ def path_of(name: str, *folders: str) -> str:
     raise ValueError(f"file {name!r} is not there: expected it in {' or '.join(f'models/{folder}' for folder in folders)}")
 
 
+def nothing(key: str) -> bool:
+    return False
+
+
 @dataclass
 class ModelFile:
-    """A file's header: its keys, without their prefixes, dtypes, backbone and metadata."""
+    """A file's header: what it holds under bare names, that is without their prefixes, backbone and metadata.
+
+    names: of everything, bare -> in the file.  entries: bare -> (dtype, shape).  keys: the weights alone, bare, without what
+    their quantisation adds.  layers: the quantised ones.  beside: tensors of other models in the file (VAE, text encoders).
+    """
 
     path: str
-    keys: dict[str, str]
-    dtypes: Counter
+    names: dict[str, str]
+    entries: dict[str, tuple[str, tuple[int, ...]]]
     metadata: dict[str, str]
-    read: Callable[[list[str], bool], dict[str, Tensor]] = field(repr=False)
+    read: Callable[[list[str], Callable[[str], bool]], dict[str, Tensor]] = field(repr=False)
+    beside: int = 0
+    keys: list[str] = field(init=False)
+    layers: dict[str, Layer] = field(init=False)
+
+    def __post_init__(self):
+        self.keys = [key for key in self.names if key != OLD_MARK and key.rpartition(".")[2] not in COMPANIONS]
+        self.layers = {} if is_gguf(self.path) else layers_of(self.name, self.entries, self.metadata, self._raw, bare)
+
+    def _raw(self, keys: list[str], keep: Callable[[str], bool] = nothing) -> dict[str, Tensor]:
+        back = {self.names[key]: key for key in keys}
+        read = self.read(list(back), lambda name: keep(back[name]))
+        return {key: read[name] for name, key in back.items()}
 
     @property
     def name(self) -> str:
@@ -73,9 +99,18 @@ class ModelFile:
         return backbone_of_keys(self.keys)
 
     @property
+    def native(self) -> bool:
+        """Whether the names are ComfyUI's."""
+        return self.backbone is not None and self.backbone.layout.native in self.keys
+
+    @property
     def second(self) -> list[str]:
         """The keys of a second embedder, as the file names them but bare."""
         return [key for key in self.keys if is_second_embedder(key) and not lora.is_part(key)]
+
+    @property
+    def lora(self) -> list[str]:
+        return [key for key in self.keys if lora.is_part(key)]
 
     @property
     def provenance(self) -> Provenance | None:
@@ -84,17 +119,48 @@ class ModelFile:
         except WeightsError as error:
             raise WeightsError(f"{self.name}: {error}. Write the file again, or load it with core's loader") from None
 
-    def tensors(self, keys: list[str] | None = None) -> dict[str, Tensor]:
-        """These tensors under their bare names; no other is read.  Quantised ones that must be renamed come unpacked."""
+    def dtypes(self) -> str:
+        """How the weights are stored, the most numerous first: "fp8 scaled, bf16"."""
+        kinds = Counter()
+        for key in self.keys:
+            layer = self.layers.get(key.removesuffix(".weight"))
+            dtype, shape = self.entries[key]
+            kinds[f"{layer.kind} scaled" if layer else SHORT.get(dtype, dtype)] += math.prod(shape)
+        return ", ".join(kind for kind, _ in kinds.most_common(3))
+
+    def tensors(
+        self,
+        keys: list[str] | None = None,
+        keep: Callable[[str], bool] = nothing,
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, Tensor]:
+        """These tensors under their bare names; no other is read.
+
+        keep: whether a quantised weight of this bare key may stay as it is, if ComfyUI can use it; all others are
+        dequantised to dtype.
+        """
         keys = list(self.keys if keys is None else keys)
-        renamed = self.backbone is None or self.backbone.layout.native not in self.keys
-        read = self.read([self.keys[key] for key in keys], renamed)
-        return {key: read[self.keys[key]] for key in keys}
+        quantised = {key: layer for key in keys if (layer := self.layers.get(key.removesuffix(".weight"))) is not None}
+        companions = [part for layer in quantised.values() for part in layer.parts.values()]
+        found = self._raw([*keys, *companions], keep)
+        out = {key: found[key] for key in keys if key not in quantised}
+        for key, layer in quantised.items():
+            if keep(key) and can_stay(layer, self.entries):
+                out |= kept(layer, found)
+            else:
+                bias = self.entries.get(f"{layer.module}.bias")
+                out[key] = dequantised(layer, found, bias and bias[1][0], dtype)
+        check_values(self.name, out)
+        return out
 
     def keys_found(self) -> str:
         """The beginning of the list of keys, for messages."""
-        some = ", ".join(list(self.keys.values())[:6])
+        some = ", ".join([self.names[key] for key in self.keys[:6]])
         return f"{len(self.keys)} keys: {some}{', ...' if len(self.keys) > 6 else ''}"
+
+
+def is_gguf(path: str) -> bool:
+    return path.lower().endswith(".gguf")
 
 
 def open_file(path: str) -> ModelFile:
@@ -102,22 +168,22 @@ def open_file(path: str) -> ModelFile:
 
     Raises WeightsError with one line for a file that is cut off, damaged, or of a type that cannot be read.
     """
-    if path.lower().endswith(".gguf"):
+    if is_gguf(path):
         header = gguf_files.read_header(path)
-        return model_file(path, header.dtypes, header.metadata, header.read)
+        return model_file(path, header.entries, header.metadata, header.read)
     headers = {shard: read_header(shard) for shard in shards(path)}
     home = {key: shard for shard, header in headers.items() for key in header.tensors}
-    dtypes = {key: dtype for header in headers.values() for key, (dtype, _) in header.tensors.items()}
+    entries = {key: entry for header in headers.values() for key, entry in header.tensors.items()}
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
 
-    def read(keys: list[str], unpack: bool) -> dict[str, Tensor]:
-        tensors = {}
-        for shard in headers:
-            if here := [key for key in keys if home[key] == shard]:
-                tensors |= load(shard, here)
+    def read(keys: list[str], keep: Callable[[str], bool]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for shard in dict.fromkeys(home[key] for key in keys):
+            whole = comfy.utils.load_torch_file(shard, safe_load=True)  # core's reader: mapped, and it may stream from disk
+            tensors |= {key: whole[key] for key in keys if home[key] == shard}
         return tensors
 
-    return model_file(path, dtypes, metadata, read)
+    return model_file(path, entries, metadata, read)
 
 
 def shards(path: str) -> list[str]:
@@ -133,7 +199,16 @@ def shards(path: str) -> list[str]:
     return every
 
 
-def model_file(path: str, dtypes: dict[str, str], metadata: dict[str, str], read) -> ModelFile:
-    inside = PREFIXES[0]
-    whole = [key for key in dtypes if key.startswith(inside)] or list(dtypes)  # a checkpoint has a VAE and encoders beside it
-    return ModelFile(path, {bare(key): key for key in whole}, Counter(dtypes[key] for key in whole), metadata, read)
+def model_file(path: str, entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], read) -> ModelFile:
+    prefix = prefix_in(entries)
+    whole = [key for key in entries if prefix and key.startswith(prefix)] or list(entries)
+    names = {bare(key[len(prefix) :] if key.startswith(prefix) else key): key for key in whole}
+    own = {key: entries[name] for key, name in names.items()}
+    return ModelFile(path, names, own, metadata, read, len(entries) - len(whole))
+
+
+def prefix_in(names) -> str:
+    """What stands before the diffusion model's keys in a file that holds one, whatever it is."""
+    marks = [mark for record in all_backbones().values() for mark in (record.layout.native, record.layout.diffusers)]
+    before = {name[: -len(mark)] for name in names for mark in marks if name.endswith(f".{mark}")}
+    return min(before, key=len, default="")

@@ -3,11 +3,11 @@
 from comfy_api.latest import io
 
 from . import model_files
-from .loading import DTYPES, load_model
+from .loading import DTYPES, load_model, one_line
 from .model_files import LORAS, MODELS
+from .report import shown
 from .schedule import CATEGORY
 from .supported import names
-from .text_preview import text_preview
 
 NONE = "none"
 
@@ -69,5 +69,6 @@ class ModelLoader(io.ComfyNode):
     def execute(cls, model_name, adapter=NONE, adapter_strength=1.0, weight_dtype="default") -> io.NodeOutput:
         path = model_files.path_of(model_name, MODELS)
         adapter_path = None if adapter == NONE else model_files.path_of(adapter, LORAS, MODELS)
-        model, report = load_model(path, adapter_path, adapter_strength, weight_dtype)
-        return io.NodeOutput(model, report, ui=text_preview(cls, report))
+        with one_line():
+            model, report = load_model(path, adapter_path, adapter_strength, weight_dtype)
+        return io.NodeOutput(model, report.text(), ui=shown(cls, report))

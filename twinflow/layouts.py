@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "extended_weights.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "extended_weights.", "pipe.dit.", "module.")
 
 
 class Rule(NamedTuple):
@@ -39,12 +39,21 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ, to native."""
+    """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ, to native.
+
+    ranks: how many dimensions tensors have, under ComfyUI's names, whose leading 1 ggml's writers drop.
+    """
 
     native: str
     diffusers: str
     rules: tuple[Rule, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
+    ranks: tuple[tuple[str, int], ...] = ()
+
+    def is_whole(self, module: str, last: int) -> bool:
+        """Whether a diffusers module is all of its native one, in the same order, so that only its name changes."""
+        place = self.place(module, last)
+        return place is None or (place.third is None and not place.swapped)
 
     def place(self, module: str, last: int) -> Place | None:
         """Of a diffusers module; None where the name is the same in both.  last: number of the last block."""
@@ -74,6 +83,9 @@ class Layout:
             if len(parts) != 3:
                 raise ValueError(f"{key} is made of q, k and v, but the file has {len(parts)} of the three: it is not complete")
             out[key] = torch.cat([parts[i] for i in range(3)])
+        for key, rank in self.ranks:
+            if key in out:
+                out[key] = out[key].reshape(*[1] * (rank - out[key].ndim), *out[key].shape)
         return out
 
     def to_diffusers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,7 +145,8 @@ def fused(diffusers: str, native: str) -> tuple[Rule, ...]:
 
 
 def bare(key: str) -> str:
-    """The key without the prefixes that files put before it."""
+    """The key without the prefixes that files put before it, and without torch.compile's, wherever it stands."""
+    key = key.replace("_orig_mod.", "")
     while prefix := next((p for p in PREFIXES if key.startswith(p)), None):
         key = key[len(prefix) :]
     return key

@@ -7,7 +7,7 @@ classes of it, and the one in trainer/backbones what the trainer needs.
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 
@@ -28,6 +28,7 @@ class Backbone:
     second: the second time embedder's keys, in ComfyUI's names where it has the model.
     native_scale: what ComfyUI multiplies sigma with before its class gets it.
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
+    others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Backbone:
     native_scale: float = 1.0
     variant: bool = False
     note: str = ""
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache

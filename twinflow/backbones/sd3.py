@@ -73,6 +73,7 @@ BACKBONE = Backbone(
         diffusers="pos_embed.proj.weight",
         rules=RULES,
         parameters=(("pos_embed.pos_embed", "pos_embed"),),
+        ranks=(("pos_embed", 3),),
     ),
     widths=widths,
     time=SecondEmbedder("time_text_embed", "time_text_embed_2", scale=1000.0, init="normal"),

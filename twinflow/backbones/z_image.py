@@ -41,6 +41,7 @@ BACKBONE = Backbone(
             Rule("all_x_embedder.2-1", "x_embedder"),
             Rule("all_final_layer.2-1.*", "final_layer.*"),
         ),
+        ranks=(("x_pad_token", 2), ("cap_pad_token", 2)),
     ),
     widths=widths,
     time=TIME,
