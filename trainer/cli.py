@@ -17,7 +17,12 @@ from . import Stopped, TrainerError, hints
 from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
-DOES = {"lora": "a LoRA", "full": "all weights"}
+Mode = Literal["lora", "full", "base"]
+DOES = {
+    "lora": "Distil a flow model to 1 to 4 steps with TwinFlow: a LoRA",
+    "full": "Distil a flow model to 1 to 4 steps with TwinFlow: all weights",
+    "base": "Train the base of a small model by flow matching, from nothing",
+}
 TOP = "most used"
 OWN = "some models have others: --model NAME --help lists those, and only what such a model reads"
 EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
@@ -29,7 +34,7 @@ EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
 FIRST = ("model", "data", "config")  # of the most used ones
 
 
-def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
+def main(mode: Mode, argv: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 1 diverged or out of memory, 2 bad input, 130 interrupted (and saved)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -40,6 +45,10 @@ def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
         settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
         if dry_run:
             print(printed(settings))
+        elif mode == "base":
+            from .runs.run import run_base
+
+            run_base(settings)
         elif cards is not None:
             from .plan import table
 
@@ -65,7 +74,7 @@ def main(mode: Literal["lora", "full"], argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(mode: Literal["lora", "full"], argv: list[str]) -> dict[str, Any] | None:
+def parse(mode: Mode, argv: list[str]) -> dict[str, Any] | None:
     """What was given, by option name; None where --help was asked for, and printed.  Raises TrainerError."""
     command = Command(mode, asked_model(argv) if {"-h", "--help"} & set(argv) else "")
     try:
@@ -118,16 +127,16 @@ def printed(settings: Settings) -> str:
 class Command(click.Command):
     """One option a setting; what is not given stays absent, so that it overrides nothing."""
 
-    def __init__(self, mode: Literal["lora", "full"], model: str):
+    def __init__(self, mode: Mode, model: str):
         self.defaults = {n: o.default for n, o in OPTIONS.items()} | (recipe(mode, model) if model else BY_MODE[mode])
         self.unread = meaningless(mode, model)
         options = [self.option(name, setting) for name, setting in OPTIONS.items() if name != "mode"]
-        options += [click.Option([flag(name)], **extra) for name, extra in EXTRA.items()]
+        options += [click.Option([flag(name)], **extra) for name, extra in EXTRA.items() if (name, mode) != ("plan", "base")]
         options += [click.Option([flag(old)], hidden=True, metavar=new) for old, new in RENAMED.items()]
         super().__init__(
             name=mode,
             params=[*options],
-            help=f"Distil a flow model to 1 to 4 steps with TwinFlow: {DOES[mode]}. The values in brackets apply where you "
+            help=f"{DOES[mode]}. The values in brackets apply where you "
             + (f"give none; these are for {model}." if model else f"give none, and {OWN}."),
             epilog=f"Try it now, on any CPU: python -m trainer.{mode} --model digits",
             context_settings=dict(help_option_names=["-h", "--help"], max_content_width=120),
@@ -168,7 +177,7 @@ def heading(name: str) -> str:
     return (Settings.model_fields[section].description or section) if section else "other"
 
 
-def recipe(mode: Literal["lora", "full"], model: str) -> dict[str, Any]:
+def recipe(mode: Mode, model: str) -> dict[str, Any]:
     """The defaults that apply to a model, by option name."""
     return resolve(mode, {"model": model}, notify=lambda line: None).flat() | {"name": None}
 
@@ -211,8 +220,6 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if values.pop("mode", mode) != mode:
-        raise TrainerError(
-            f"--config {path}: is for the other command; expected python -m trainer.{'full' if mode == 'lora' else 'lora'}"
-        )
+    if (meant := values.pop("mode", mode)) != mode:
+        raise TrainerError(f"--config {path}: is for the other command; expected python -m trainer.{meant}")
     return values

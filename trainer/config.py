@@ -29,7 +29,12 @@ BY_MODE: dict[str, dict[str, Any]] = {
     "lora": dict(lr=1e-4),
     # no LoRA's settings are read here; these are what the first version recorded, whose runs can thus be gone on with
     "full": dict(lr=1e-5, rank=8, targets="all"),
+    "base": {},
 }
+READ_BY_BASE = {  # beside the section "base", of which path is for the others
+    "model", "mode", "out", "name", "seed", "threads", "save_dtype",
+    "log_every", "sample_every", "validate_every", "save_every", "tracker", "evaluate",
+}  # fmt: skip
 
 
 def option(
@@ -74,7 +79,9 @@ class Data(Section):
 
 class Base(Section):
     path: Path | None = option(
-        None, "weights file of a base model to start from, with prompts.safetensors beside it (default: train one)", name="base"
+        None,
+        "weights file of a base model to start from, with its prompts or words beside it (default: ours, or train one)",
+        name="base",
     )
     steps: int = option(0, "optimiser steps of the base model, trained by flow matching", name="base_steps", ge=0)
     batch: int = option(128, "images in a step of the base model's training", name="base_batch", ge=1)
@@ -201,7 +208,7 @@ class Settings(Section):
     """The resolved settings of one run.  A section's description is its heading in --help."""
 
     model: str = option("digits", "model to train: " + ", ".join(models()), metavar="NAME", top=True)
-    mode: Literal["lora", "full"] = option("lora", "what is trained; set by the entry point")
+    mode: Literal["lora", "full", "base"] = option("lora", "what is trained; set by the entry point")
     run: Run = Field(Run(), description="run")
     data: Data = Field(Data(), description="model and data")
     base: Base = Field(Base(), description="base model, where it is trained here")
@@ -262,6 +269,11 @@ class Settings(Section):
         """Of the arithmetic."""
         return DTYPES[self.memory.dtype]
 
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """Of the base's file, where it is trained here."""
+        return torch.bfloat16 if self.mode == "base" and self.output.save_dtype == "bf16" else torch.float32
+
     def flat(self) -> dict[str, Any]:
         """Option name -> JSON value: what config.json holds."""
         values = self.model_dump(mode="json")
@@ -269,6 +281,7 @@ class Settings(Section):
 
     def hash(self, *, base: bool = False) -> str:
         """Of what decides the weights: names, places and logging aside.  base: of what decides the base model only."""
+        base = base or self.mode == "base"
         sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
         names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
         names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch"}
@@ -341,6 +354,9 @@ def current(given: Mapping[str, Any], notify: Callable[[str], None] = notice) ->
 def meaningless(mode: str, model: str) -> dict[str, str]:
     """The options that nothing reads, each with what does not read it; model: "" for whichever."""
     unread = set(backbone(model).unread) if model else set()
+    if mode == "base":
+        read = READ_BY_BASE | {name for name, o in OPTIONS.items() if o.section == "base"} - {"base"}
+        return {name: "trainer.base, which trains a base" for name in OPTIONS if name not in read}
     return {name: f"trainer.{mode}, which trains all weights" for name, o in OPTIONS.items() if mode == "full" and o.lora} | {
         name: model for name, o in OPTIONS.items() if {name, o.section} & unread
     }

@@ -1,24 +1,15 @@
 """A tiny Qwen-Image for handwritten digits of 8 x 8 pixels, which its own run trains (trainer/runs/digits.py).
 
-The three colour channels of an image stand for latents, so there is no VAE; the prompts are learnt tokens, so there is no text
-encoder.  All else is Qwen-Image: class, key names, time conditioning.
+The three colour channels of an image stand for latents.
 """
 
-from pathlib import Path
 from typing import Any
-
-import diffusers
-import torch
-from torch import nn
 
 from twinflow.backbones import digits as known
 from twinflow.presets import Sampling
-from twinflow.weights import load, read_header
 
-from .. import TrainerError
-from . import sources
-from .qwen_image import QwenImage
 from .sizes import Size
+from .small_qwen_image import SmallQwenImage
 
 SIDE = 8
 TOKENS = 4  # learnt tokens a prompt
@@ -34,11 +25,10 @@ ARCHITECTURE: dict[str, Any] = dict(
 )
 
 
-class Digits(QwenImage):
+class Digits(SmallQwenImage):
     core = known.BACKBONE
     pixels, factor = SIDE, 1
     chunk = 500
-    text_parts = ()  # prompts are names of the run's own
     unread: tuple[str, ...] = ("data", "prompts", "validation", "validate_every")
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
@@ -63,29 +53,6 @@ class Digits(QwenImage):
             target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
             stratified=True, dtype="fp32", checkpointing=False,
         )  # fmt: skip
-
-    def fresh(self, generator: torch.Generator) -> nn.Module:
-        """A new transformer.  Modulation and output start at zero (adaLN-Zero), as DiTs are trained from scratch."""
-        with torch.random.fork_rng():
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            model: Any = diffusers.QwenImageTransformer2DModel(**ARCHITECTURE)  # imported only when it is used
-        modulation = [layer for block in model.transformer_blocks for layer in (block.img_mod[1], block.txt_mod[1])]
-        for layer in [*modulation, model.norm_out.linear, model.proj_out]:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        return model
-
-    def load(self, source: str | Path = "", *, dtype: torch.dtype | None = None) -> nn.Module:
-        """The transformer from a base file; there is no published one.  Raises TrainerError."""
-        if not source:
-            raise TrainerError("digits has no published model; its run trains a base (--base FILE takes another)")
-        model = self.fresh(torch.Generator().manual_seed(0))
-        sources.check_fits(read_header(source).tensors, model, source)
-        model.load_state_dict(load(source))
-        return model.eval()
-
-    def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
-        return ARCHITECTURE["out_channels"], SIDE, SIDE
 
 
 BACKBONES = {name: Digits(name) for name in known.BACKBONE.models}

@@ -14,9 +14,11 @@ from twinflow.objective import Condition, Velocity
 
 from ..backbones import Backbone
 from ..backbones.digits import Digits
+from ..backbones.emoji import Emoji
 from ..config import Settings
 from ..training.log import Log
 from .digits import DigitsRun
+from .emoji import EmojiRun
 from .images import ImageRun
 
 
@@ -61,4 +63,6 @@ class Run(Protocol):
 
 
 def run_of(backbone: Backbone) -> Run:
-    return DigitsRun(backbone) if isinstance(backbone, Digits) else ImageRun(backbone)
+    if isinstance(backbone, Digits):
+        return DigitsRun(backbone)
+    return EmojiRun(backbone) if isinstance(backbone, Emoji) else ImageRun(backbone)

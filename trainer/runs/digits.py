@@ -4,7 +4,6 @@ The three colour channels of an image stand for latents; the prompts "a handwrit
 """
 
 import hashlib
-import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,17 +20,15 @@ from twinflow.weights import save
 
 from .. import TrainerError
 from ..backbones.digits import ARCHITECTURE, SIDE, TOKENS, Digits
-from ..config import Settings, Training
+from ..config import Settings
 from ..data.order import rows_at
 from ..seeds import seed_of
-from ..training import optimizers
 from ..training.log import Log
-from ..training.loop import Job, train
-from ..weights import sharding
 from ..weights.inference import generate, load_trained, noise
 from ..weights.trainee import Plain
 from . import quality
 from .judge import CLASSES, split
+from .pretraining import Base, Plan, pretrain
 
 NAMES = [*map(str, range(CLASSES)), ""]  # of the prompts, the empty one last
 MULTI = replace(SAMPLING[30], steps=32)
@@ -95,19 +92,6 @@ class Labelled:
         return encode(x), tuple(c[y] for c in self.table), tuple(c[empty] for c in self.table)
 
 
-class Base(nn.Module):
-    """What stage 1 trains: the transformer and its prompts together, as v(x_t, t, r, (labels,)); r is not used."""
-
-    def __init__(self, backbone: Digits, generator: torch.Generator):
-        super().__init__()
-        self.backbone = backbone
-        self.table, self.transformer = PromptTable(generator), backbone.fresh(generator)
-
-    def forward(self, x: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
-        (labels,) = cond
-        return self.backbone.velocity(self.transformer, x, t, self.table(labels))
-
-
 @dataclass
 class PreparedDigits:
     """model: the plain transformer.  data: what to train on."""
@@ -137,7 +121,7 @@ class DigitsRun:
             own_log = Log(cached / "metrics.csv", accelerator, settings.logging.log_every)
             base = cached / "base.safetensors"
             if not base.exists():
-                pretrain(known, settings, cached, accelerator, own_log)
+                pretrain(self.base_plan(settings), settings, cached, accelerator, own_log)
             log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
         model, prompts = known.load(base), load_prompts(base.parent / "prompts.safetensors")
         if missing := [name for name in NAMES if name not in prompts]:
@@ -145,6 +129,40 @@ class DigitsRun:
         save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
         save_prompts(folder / "prompts.safetensors", prompts)
         return PreparedDigits(model, Labelled(self.table(prompts)))
+
+    def base_plan(self, settings: Settings) -> Plan:
+        known = self.backbone
+
+        def fresh() -> Base:
+            generator = torch.Generator().manual_seed(settings.run.seed)
+            return Base(known, PromptTable(generator), known.fresh(generator))
+
+        def write(base: Base, folder: Path) -> None:
+            save_prompts(folder / "prompts.safetensors", base.table.prompts())  # pyright: ignore[reportCallIssue]  it is a PromptTable
+            tensors = {name: t.to(settings.base_dtype) for name, t in base.transformer.state_dict().items()}
+            save(tensors, folder / "base.safetensors", {"modelspec.architecture": "digits"})
+
+        return Plan(fresh, Labelled(), BASE_OBJECTIVE, write, preview=self.preview_base)
+
+    def preview_base(self, network: Velocity, device: torch.device) -> dict[str, list[Tensor]]:
+        """Rows by digit at 32 NFE."""
+        labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
+        made = decode(generate(network, self.start(len(labels), 0).to(device), (labels,), MULTI, chunk=self.backbone.chunk))
+        return {"base, 32 NFE": list(made.unflatten(0, (CLASSES, -1)))}
+
+    def judge_base(self, settings: Settings, folder: Path) -> dict[str, Any]:
+        return quality.evaluate(self.from_base(settings, folder), self.labels(settings), folder)
+
+    def labels(self, settings: Settings) -> Tensor:
+        """The digits that are judged."""
+        return torch.arange(settings.logging.evaluate) % CLASSES
+
+    def from_base(self, settings: Settings, folder: Path) -> dict[tuple[str, int], Tensor]:
+        """The base's samples of these digits, by stage and NFE."""
+        labels, known = self.labels(settings), self.backbone
+        cond = tuple(c[labels] for c in self.table(load_prompts(folder / "prompts.safetensors")))
+        base, start = Plain(known, self.plain(settings, folder)), self.start(len(labels), settings.run.seed + 1)
+        return {("base", s.steps): decode(generate(base, start, cond, s, chunk=known.chunk)) for s in self.base_sampling}
 
     def table(self, prompts: dict[str, Prompt]) -> Condition:
         """The conditions of all prompts, in the order of NAMES."""
@@ -180,13 +198,13 @@ class DigitsRun:
 
     def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
         """Samples of both stages from the files of the run, their quality, the table and grid.png."""
-        rows, known = settings.logging.evaluate, self.backbone
-        labels = torch.arange(rows) % CLASSES
-        table = self.table(load_prompts(folder / "prompts.safetensors"))
-        cond, start = tuple(c[labels] for c in table), self.start(rows, settings.run.seed + 1)
-        base = Plain(known, self.plain(settings, folder))
-        distilled = load_trained(known, self.plain(settings, folder), weights)
-        made = {("base", s.steps): decode(generate(base, start, cond, s, chunk=known.chunk)) for s in self.base_sampling}
+        labels, known = self.labels(settings), self.backbone
+        cond = tuple(c[labels] for c in self.table(load_prompts(folder / "prompts.safetensors")))
+        distilled, start = (
+            load_trained(known, self.plain(settings, folder), weights),
+            self.start(len(labels), settings.run.seed + 1),
+        )
+        made = self.from_base(settings, folder)
         made |= {("distilled", s.steps): decode(generate(distilled, start, cond, s, chunk=known.chunk)) for s in known.sampling}
         return quality.evaluate(made, labels, folder)
 
@@ -195,41 +213,6 @@ def base_hash(settings: Settings) -> str:
     """Of all that decides the base: settings, and what is written here."""
     about = settings.hash(base=True), BASE_OBJECTIVE, ARCHITECTURE, TOKENS, DROP
     return hashlib.sha256(repr(about).encode()).hexdigest()[:12]
-
-
-def pretrain(backbone: Digits, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> None:
-    """Train the base by flow matching and write base.safetensors and prompts.safetensors into the folder."""
-    network = Base(backbone, torch.Generator().manual_seed(settings.run.seed))
-    for name in backbone.idle(network.transformer):
-        network.transformer.get_submodule(name).requires_grad_(False)
-    tensors = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    base = settings.base
-    training = Training(
-        steps=base.steps, batch=base.batch, accumulation=1, lr=base.lr, matrix_lr=base.matrix_lr, optimizer=base.optimizer,
-        warmup=base.steps // 30, betas=(0.9, 0.95),
-    )  # fmt: skip
-    job = Job(
-        name="base",
-        network=network,
-        tensors=tensors,
-        groups=optimizers.groups_of(network, tensors, training),
-        data=Labelled(),
-        objective=BASE_OBJECTIVE,
-        training=training,
-        averages={"weights": base.ema},
-    )
-    values = train(
-        job, accelerator, log, folder / "checkpoints",
-        seed=settings.run.seed, config_hash=settings.hash(base=True), save_every=settings.logging.save_every, keep=1,
-    )  # fmt: skip
-    weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        network = Base(backbone, torch.Generator().manual_seed(settings.run.seed))  # whole, where that one is sharded
-        network.load_state_dict(weights)
-        save_prompts(folder / "prompts.safetensors", network.table.prompts())
-        save(network.transformer.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
-        shutil.rmtree(folder / "checkpoints")
-    accelerator.wait_for_everyone()
 
 
 # Flow matching with a little guidance trained in, where the noise is strong: more digits are what they were asked to be,

@@ -18,18 +18,22 @@ import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first
 MARGIN, GAP, HEAD = 6, 14, 26  # pixels
 
 
-def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40) -> None:
+def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40, labels: Sequence[str] = ()) -> None:
     """Images as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
 
     The rows of all columns are as many, and line up; sizes may differ.  least: images
-    narrower than this many pixels are enlarged to it.
+    narrower than this many pixels are enlarged to it.  labels: what stands on the left of each row.
     """
     blocks = {title: [framed(row, max(1, least // row.shape[-1])) for row in rows] for title, rows in columns.items()}
     heights = [max(b.shape[0] for b in row) for row in zip(*blocks.values(), strict=True)]
     widths = [max(b.shape[1] for b in column) for column in blocks.values()]
-    size = sum(widths) + GAP * (len(widths) - 1) + 2 * MARGIN, sum(heights) + HEAD + 2 * MARGIN
+    font = ImageFont.load_default(15)
+    left = MARGIN + max((int(font.getlength(text)) + GAP for text in labels), default=0)
+    size = left + sum(widths) + GAP * (len(widths) - 1) + MARGIN, sum(heights) + HEAD + 2 * MARGIN
     sheet = Image.new("RGB", size, "white")
-    draw, font, x = ImageDraw.Draw(sheet), ImageFont.load_default(15), MARGIN
+    draw, x = ImageDraw.Draw(sheet), left
+    for text, height, y in zip(labels, heights, np.cumsum([HEAD + MARGIN, *heights])):
+        draw.text((left - GAP, y + height / 2), text, fill="black", font=font, anchor="rm")
     for (title, column), width in zip(blocks.items(), widths):
         draw.text((x + width / 2, MARGIN), title, fill="black", font=font, anchor="mt")
         for block, y in zip(column, np.cumsum([HEAD + MARGIN, *heights])):

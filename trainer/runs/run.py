@@ -15,7 +15,7 @@ from twinflow.ema import EMA
 from twinflow.weights import save, write_json
 
 from .. import TrainerError
-from ..backbones import backbone
+from ..backbones import backbone, trainable
 from ..config import DTYPES, Settings, flag, read_settings
 from ..plan import memory, table
 from ..training import optimizers
@@ -25,6 +25,7 @@ from ..weights import quantise, sharding
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
 from . import Prepared, Run, drawing, run_of, summary
+from .pretraining import HasBase, pretrain
 
 
 def run(settings: Settings) -> None:
@@ -77,6 +78,31 @@ def run(settings: Settings) -> None:
     best = sharding.gathered(trainee.complete(best), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         finish(settings, kind, trainee, best, folder, log)
+    accelerator.end_training()
+
+
+def run_base(settings: Settings) -> None:
+    """Train a base as the settings say, from wherever an earlier call with the same ones left off.  Raises TrainerError."""
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    kind = run_of(backbone(settings.model))
+    if not isinstance(kind, HasBase):
+        own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
+        raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
+    folder = open_folder(settings)
+    if (folder / "metrics.json").exists():
+        print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
+        return
+    accelerator = start_accelerator(settings, folder)
+    log = Log(folder / "metrics.csv", accelerator, settings.logging.log_every)
+    write_json(settings.flat(), folder / "config.json")
+    if not (folder / "base.safetensors").exists():
+        pretrain(kind.base_plan(settings), settings, folder, accelerator, log)
+    if accelerator.is_main_process:
+        drawing.losses(log.rows, folder / "loss.png")
+        print(f"wrote {folder / 'base.safetensors'}")
+        judged = kind.judge_base(settings, folder) if settings.logging.evaluate else {}
+        write_json({"seconds": seconds(log.rows), **judged}, folder / "metrics.json")
     accelerator.end_training()
 
 

@@ -41,6 +41,23 @@ def generate(
     return torch.cat(out)
 
 
+class Guided:
+    """A Velocity under classifier-free guidance: v(empty) + scale (v(cond) - v(empty)).
+
+    empty: the unconditional condition, of one row.
+    """
+
+    def __init__(self, velocity: Velocity, empty: Condition, scale: float):
+        self.velocity, self.empty, self.scale = velocity, empty, scale
+
+    def __call__(self, x: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
+        made = self.velocity(x, t, r, cond)
+        if self.scale == 1:
+            return made
+        empty = self.velocity(x, t, r, tuple(c.to(x.device).expand(len(x), *c.shape[1:]) for c in self.empty))
+        return empty + self.scale * (made - empty)
+
+
 def load_trained(backbone: Backbone, model: nn.Module, path: str | Path) -> VelocityModel:
     """A network from the plain model (changed in place) and a file of ours: an adapter, or full weights."""
     header = read_header(path)
