@@ -8,7 +8,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from ..twinflow.weights import WeightsError
 
 NEEDED = ("GGMLOps", "GGUFModelPatcher")  # of ComfyUI-GGUF, to keep weights quantised
-BOUNDARY = "Load the .safetensors file of the model for it"
 
 
 @dataclass(frozen=True)
@@ -45,27 +43,6 @@ def quantised_pack():
         if module is not None and all(hasattr(module, name) for name in NEEDED):
             return module
     return None
-
-
-@cache
-def patcher_class(pack) -> type:
-    """ComfyUI-GGUF's patcher, which tells what it cannot do."""
-
-    class Patcher(pack.GGUFModelPatcher):
-        def clone(self, *args, **kwargs):
-            clone = super().clone(*args, **kwargs)
-            clone.__class__ = Patcher
-            return clone
-
-        def patch_hook_weight_to_device(self, hooks, combined_patches, key, *args, **kwargs):
-            if key in combined_patches and is_quantised(self.get_model_object(key)):
-                raise ValueError(
-                    "a scheduled (hook) LoRA cannot change weights that ComfyUI-GGUF keeps quantised. "
-                    f"Apply the LoRA to the model with the TwinFlow LoRA Loader instead. {BOUNDARY}, if it must be scheduled"
-                )
-            return super().patch_hook_weight_to_device(hooks, combined_patches, key, *args, **kwargs)
-
-    return Patcher
 
 
 def read_header(path: str) -> GgufHeader:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ..twinflow.backbones import Backbone
@@ -29,6 +30,7 @@ DTYPES = {
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 OTHER_MODELS = {
     "first_stage_model.": "a VAE",
     "decoder.": "a VAE",
@@ -177,7 +179,7 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     del stored
     if adapter is not None:
         tensors |= in_native(adapter, backbone, adapter.tensors(adapter.second))
-    keys = set(tensors)
+    keys, second = set(tensors), {key: tensors[key] for key in backbone.second if key in tensors}
     pack = gguf_files.quantised_pack() if packed else None
     options = dict(DTYPES[dtype])
     if pack is not None:
@@ -198,7 +200,24 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
             f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out. "
             "Another pack may have changed its model detection: disable the others, or report the file"
         )
-    return gguf_files.patcher_class(pack).clone(patcher) if pack else patcher, keys, unpacked
+    network = patcher.model.diffusion_model
+    for key, tensor in second.items():  # few numbers that every step hangs on: never rounded to fp8
+        if comfy.utils.get_attr(network, key).dtype in FP8 and tensor.dtype not in FP8:
+            comfy.utils.set_attr_param(network, key, tensor.clone())
+    if pack is not None:
+        patcher = pack.GGUFModelPatcher.clone(patcher)
+    if packed or len(base.layers) > unpacked:
+        patcher.add_callback(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, refuse_hooks)
+    return patcher, keys, unpacked
+
+
+def refuse_hooks(patcher, *args) -> None:
+    """ComfyUI fails on a scheduled LoRA, whatever the loader, with text that helps nobody."""
+    if any(patcher.hook_patches.values()):
+        raise ValueError(
+            "a scheduled (hook) LoRA cannot change weights that are kept quantised. Apply the LoRA to the "
+            "model with the TwinFlow LoRA Loader, or choose a bf16 file of the model"
+        )
 
 
 def in_native(file: ModelFile, backbone: Backbone, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -225,6 +225,8 @@ def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Ma
     full = shapes[target.key]
     shape = full if target.rows is None else (target.rows[1], *full[1:])
     size = shape_of(parts)
+    if "oft_blocks" in parts and (rows := int(torch.Size(parts["oft_blocks"].shape[-3:-1]).numel())) != shape[0]:
+        return [], {"": f"turns {rows} rows, the model's weight has {shape[0]}"}
     if size is not None and "reshape_weight" not in parts and _flat(size) != _flat(shape):
         return [], {"": f"is {'x'.join(map(str, size))}, the model's weight {'x'.join(map(str, shape))}"}
     if "lora_up.weight" in parts and "alpha" not in parts and (alpha := scales.alpha(module, parts)) is not None:
@@ -233,7 +235,10 @@ def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Ma
     weight_parts = {p: t for p, t in parts.items() if p not in (*BIASES, *WEIGHTS, "magnitude")}
     if target.swapped and "dora_scale" in weight_parts and weight_parts["dora_scale"].shape[0] == shape[0]:
         weight_parts["dora_scale"] = exchanged(weight_parts["dora_scale"])
-    loaded = comfy.lora.load_lora({f"{module}.{p}": t for p, t in weight_parts.items()}, {module: target.key})
+    try:
+        loaded = comfy.lora.load_lora({f"{module}.{p}": t for p, t in weight_parts.items()}, {module: target.key})
+    except KeyError:  # a part that ComfyUI takes for granted is absent
+        loaded = {}
     adapter = loaded.get(target.key)
     if adapter is not None:
         if "magnitude" in parts:
@@ -241,7 +246,7 @@ def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Ma
             adapter = Dora(set(), (adapter, exchanged(magnitude) if target.swapped else magnitude))
         out.append((target.patch_key(target.key), adapter))
     else:
-        reasons |= {part: f"{part} is not a whole LoRA" for part in weight_parts}
+        reasons |= {part: f"{part} alone is not a whole LoRA" for part in weight_parts}
     for part in WEIGHTS:
         if part in parts:
             kind = "set" if part == "set_weight" else "diff"

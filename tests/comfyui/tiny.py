@@ -127,3 +127,21 @@ def save(tensors: dict[str, torch.Tensor], path: Path, metadata=None) -> str:
     """The name of the file, once it is written."""
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
     return path.name
+
+
+def native(golden: Golden, comfy) -> dict[str, torch.Tensor]:
+    """The golden's weights in float32, under ComfyUI's names."""
+    layout = comfy.part("twinflow.backbones").find(golden.weights).layout
+    return layout.to_native({k: v.float() for k, v in golden.weights.items()})
+
+
+def sampled(run, model, golden: Golden, preset: str = "4 steps") -> torch.Tensor:
+    """The latent that a tiny model gives for the golden's first prompt."""
+    size = (1, 16, 1, 8, 8) if golden.name == "qwen" else (1, 16, 8, 8)
+    inputs = dict(positive=golden.conditioning(), latent_image={"samples": torch.zeros(size)}, preset=preset)
+    return run("TwinFlowSampleLatent", model=model, **inputs, seed=3, cfg=1.0, denoise=1.0)[0]["samples"]
+
+
+def rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The difference over the spread of the reference b."""
+    return float((a.float() - b.float()).square().mean().sqrt() / b.float().std())
