@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..twinflow.backbones import Backbone, all_backbones, is_second_embedder
 from ..twinflow.layouts import bare
-from ..twinflow.weights import Provenance, WeightsError, read_header
+from ..twinflow.weights import Provenance, WeightsError, load, read_header
 from . import gguf_files, lora
 from .quantised import COMPANIONS, OLD_MARK, Layer, can_stay, dequantised, kept, layers_of
 from .supported import backbone_of_keys
@@ -179,8 +179,12 @@ def open_file(path: str) -> ModelFile:
     def read(keys: list[str], keep: Callable[[str], bool]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for shard in dict.fromkeys(home[key] for key in keys):
-            whole = comfy.utils.load_torch_file(shard, safe_load=True)  # core's reader: mapped, and it may stream from disk
-            tensors |= {key: whole[key] for key in keys if home[key] == shard}
+            here = [key for key in keys if home[key] == shard]
+            if len(here) < len(headers[shard].tensors) / 2:
+                tensors |= load(shard, here)
+            else:
+                whole = comfy.utils.load_torch_file(shard, safe_load=True)  # core's reader, whose tensors stream from disk
+                tensors |= {key: whole[key] for key in here}
         return tensors
 
     return model_file(path, entries, metadata, read)
@@ -200,9 +204,10 @@ def shards(path: str) -> list[str]:
 
 
 def model_file(path: str, entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], read) -> ModelFile:
-    prefix = prefix_in(entries)
-    whole = [key for key in entries if prefix and key.startswith(prefix)] or list(entries)
-    names = {bare(key[len(prefix) :] if key.startswith(prefix) else key): key for key in whole}
+    plain = {key: key.replace("_orig_mod.", "") for key in entries}  # torch.compile's, wherever it stands
+    prefix = prefix_in(plain.values())
+    whole = [key for key in entries if prefix and plain[key].startswith(prefix)] or list(entries)
+    names = {bare(plain[key].removeprefix(prefix)): key for key in whole}
     own = {key: entries[name] for key, name in names.items()}
     return ModelFile(path, names, own, metadata, read, len(entries) - len(whole))
 

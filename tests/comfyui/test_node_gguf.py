@@ -123,3 +123,92 @@ def test_kept_quantised_by_comfyui_gguf(comfy, models, run, weights, monkeypatch
     torch.testing.assert_close(ours, stock)
     exact = run("TwinFlowModelLoader", model_name=tiny.save(weights, models / "exact.safetensors"), weight_dtype="float32")[0]
     assert close(ours, sampled(run, exact))
+
+
+@pytest.fixture
+def with_pack(comfy, monkeypatch):
+    if comfy.gguf is None:
+        pytest.skip("no custom_nodes/ComfyUI-GGUF in the ComfyUI under test")
+    import nodes
+
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", dict(nodes.NODE_CLASS_MAPPINGS))
+    assert asyncio.run(nodes.load_custom_node(str(comfy.gguf)))
+    return nodes.NODE_CLASS_MAPPINGS
+
+
+def write_as_ggml(path, tensors, kind, *, arch="lumina2", prefix="", everything=False):
+    """As ggml's own writers do: leading dimensions of 1 are dropped, and any tensor may be of any type."""
+    writer = gguf.GGUFWriter(path, arch or "x")
+    if arch is None:
+        writer.kv_data[0].pop("general.architecture", None)
+    for key, tensor in tensors.items():
+        values = tensor.float().numpy()
+        while values.ndim > 1 and values.shape[0] == 1:
+            values = values[0]
+        if (everything or values.ndim == 2) and values.shape[-1] % 32 == 0:
+            writer.add_tensor(prefix + key, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(prefix + key, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.name
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize("arch, prefix", [(None, "model.diffusion_model."), ("wrong", ""), ("sd3", "transformer.")])
+@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("names", ["ComfyUI", "diffusers"])
+def test_files_of_ggmls_writers(comfy, goldens, models, run, request, name, names, arch, prefix, everything, kept):
+    """Z-Image's pad tokens and SD3's positions without their leading 1, or quantised; no architecture; any prefix."""
+    tiny.need_backbone(name, comfy.version)
+    if kept:
+        request.getfixturevalue("with_pack")
+    golden = tiny.read(goldens, name)
+    weights = tiny.native(golden, comfy)
+    exact = run("TwinFlowModelLoader", model_name=golden.write(models, weights, name="exact"), weight_dtype="float32")[0]
+    tensors = weights if names == "ComfyUI" else golden.weights
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    file = write_as_ggml(models / f"{name}_ggml.gguf", tensors, q8, arch=arch, prefix=prefix, everything=everything)
+    model, _ = run("TwinFlowModelLoader", model_name=file)
+    assert tiny.rms(tiny.sampled(run, model, golden), tiny.sampled(run, exact, golden)) < 0.05
+
+
+def test_memory_is_counted_as_comfyui_gguf_counts_it(models, run, weights, with_pack):
+    file = write(models / "size.gguf", weights, gguf.GGMLQuantizationType.Q8_0, arch="qwen_image")
+    ours = run("TwinFlowModelLoader", model_name=file)[0]
+    theirs = with_pack["UnetLoaderGGUF"]().load_unet(file)[0]
+    assert ours.model_size() == theirs.model_size()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "BF16", "F16", "F32"])
+def test_scheduled_loras(comfy, models, run, weights, with_pack, kind):
+    """Weights may be written to in place; quantised ones say that they cannot be scheduled."""
+    import comfy.hooks
+
+    kinds = gguf.GGMLQuantizationType
+    if kind == "F32":
+        file = write(models / "hooked.gguf", {k: v for k, v in weights.items()}, kinds.F32)
+    else:
+        file = write(models / "hooked.gguf", weights, kinds[kind])
+    model = run("TwinFlowModelLoader", model_name=file)[0]
+    parts = tiny.lora(weights, ("attn.to_q",))
+    halves = {f"diffusion_model.{m}.lora_{h}.weight": t for m, ab in parts.items() for h, t in zip("AB", ab)}
+    lora = tiny.save(halves, models.parent / "loras" / "hooked.safetensors")
+    before, wanted = (
+        sampled(run, model),
+        sampled(run, run("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)[0]),
+    )
+    hooks = comfy.hooks.create_hook_lora(lora=halves, strength_model=1.0, strength_clip=0.0)
+    latent = {"samples": torch.zeros(1, 3, 1, 8, 8)}
+    conditioning = [[torch.linspace(-1, 1, 128).reshape(1, 2, 64), {"hooks": hooks}]]
+    inputs = dict(model=model, positive=conditioning, latent_image=latent, preset="4 steps", seed=3, cfg=1.0, denoise=1.0)
+    if kind == "Q8_0":
+        with pytest.raises(ValueError, match="a scheduled .hook. LoRA cannot change weights that are kept quantised"):
+            run("TwinFlowSampleLatent", **inputs)
+    else:
+        torch.testing.assert_close(run("TwinFlowSampleLatent", **inputs)[0]["samples"], wanted, rtol=1e-3, atol=1e-3)
+        assert not close(wanted, before, 0.01)
+    torch.testing.assert_close(sampled(run, model), before)

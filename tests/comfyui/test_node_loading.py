@@ -158,7 +158,9 @@ def refused(run, match, **inputs):
 
 def test_no_second_embedder_is_refused(golden, models, run):
     file = golden.write(models, golden.plain, name="plain")
-    refused(run, rf"{file}: has no second time embedder .*found .*adapter", model_name=file)
+    refused(
+        run, rf"{file}: is a plain .*, without TwinFlow.s second time embedder. Choose its TwinFlow adapter", model_name=file
+    )
 
 
 def test_half_an_embedder_is_refused(golden, models, run):
@@ -197,7 +199,7 @@ def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
     refused(
         run,
-        "sd1.safetensors: is not a Qwen-Image, SD3.5 or Z-Image model .*input_blocks.0.weight",
+        "sd1.safetensors: is another model. Choose .* of Qwen-Image, SD3.5 or Z-Image.*input_blocks.0.weight",
         model_name="sd1.safetensors",
     )
 
@@ -220,6 +222,49 @@ def test_nothing_is_unpickled(models, run, tmp_path):
     (models / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
     refused(run, "bomb", model_name="bomb.safetensors")
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_lora_in_place_of_the_model_is_named(golden, models, run):
+    lora = {"transformer.blocks.0.lora_A.weight": torch.zeros(1, 1), "transformer.blocks.0.lora_B.weight": torch.zeros(1, 1)}
+    refused(run, "is a LoRA, not a model. Choose the base", model_name=golden.write(models, lora, name="lora"))
+    embedder = golden.write(models, golden.second, name="embedder")
+    refused(run, "holds a second time embedder only", model_name=embedder)
+
+
+def test_an_embedder_of_another_width_is_refused(golden, models, run, comfy):
+    base = golden.write(models, golden.plain, name="base")
+    wide = {k: torch.cat([v, v]) if k.endswith(".bias") else v.repeat(2, 2) for k, v in golden.second.items()}
+    extra = golden.write(comfy.models / "loras", wide, name="wide")
+    refused(run, rf"{extra}: its second time embedder is \d+ wide, .*made for another model", model_name=base, adapter=extra)
+
+
+def test_a_file_of_another_size_is_refused_in_a_sentence(golden, models, run):
+    key = next(k for k in golden.weights if k.endswith(("mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight")))
+    tensors = golden.weights | {key: torch.zeros(48, 80)}
+    refused(run, "have other sizes than", model_name=golden.write(models, tensors, name="odd"))
+
+
+def test_layered_is_refused_by_name(models, run, goldens, comfy):
+    golden = tiny.read(goldens, "qwen")
+    layered = golden.plain | {"time_text_embed.addition_t_embedding.weight": torch.zeros(2, 32)}
+    base = golden.write(models, layered, name="layered")
+    extra = golden.write(comfy.models / "loras", golden.second, name="emb")
+    refused(run, "is Qwen-Image-Layered, which has no TwinFlow weights", model_name=base, adapter=extra)
+
+
+def test_a_checkpoint_with_other_models_beside(golden, models, run):
+    whole = {f"model.diffusion_model.{k}": v for k, v in golden.weights.items()}
+    whole |= {"first_stage_model.decoder.conv_in.weight": torch.zeros(2), "text_encoders.t5xxl.scaled_fp8": torch.zeros(0)}
+    _, report = run("TwinFlowModelLoader", model_name=golden.write(models, whole, name="all"))
+    assert "also in the file, not read: 2 tensors" in report
+
+
+def test_any_prefix_and_compiled_names(golden, models, run):
+    bare = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
+    compiled = {f"a.b.{k.replace('.', '._orig_mod.', 1)}": v for k, v in golden.weights.items()}
+    for name, tensors in (("odd", {f"net.module.{k}": v for k, v in golden.weights.items()}), ("compiled", compiled)):
+        model, _ = run("TwinFlowModelLoader", model_name=golden.write(models, tensors, name=name), weight_dtype="float32")
+        assert same(weights_of(model), weights_of(bare))
 
 
 def test_merged_file_that_folds_needs_no_embedder(golden, models, run):

@@ -10,8 +10,17 @@ LAYOUTS = {
     "bare": "{}.lora_{}.weight",
     "peft": "base_model.model.{}.lora_{}.weight",
     "released trainer": "base_model.model.transformer.{}.lora_{}.default.weight",
+    "an adapter's name": "transformer.{}.lora_{}.turbo-v2.weight",
+    "no ending": "transformer.{}.lora_{}",
+    "compiled": "transformer._orig_mod.{}.lora_{}.weight",
+    "data parallel": "module.{}.lora_{}.weight",
+    "DiffSynth": "pipe.dit.{}.lora_{}.default.weight",
     "kohya": "lora_unet_{}.lora_{}.weight",
+    "kohya, two underscores": "lora_unet__{}.lora_{}.weight",
+    "OneTrainer": "transformer_{}.lora_{}.weight",
+    "musubi": "lora_dit_{}.lora_{}.weight",
 }
+FLAT = ("kohya", "kohya, two underscores", "OneTrainer", "musubi")
 MODULES = {
     "qwen": (
         "attn.to_q",
@@ -68,8 +77,8 @@ def native(golden, comfy, tensors):
 def written(golden, comfy, parts, layout, *, alpha=None, extra=None, metadata=None) -> str:
     tensors = {}
     for module, (a, b) in parts.items():
-        name = module.replace(".", "_") if layout == "kohya" else module
-        down, up = ("down", "up") if layout == "kohya" else ("A", "B")
+        name = module.replace(".", "_") if layout in FLAT else module
+        down, up = ("down", "up") if layout in FLAT else ("A", "B")
         tensors[LAYOUTS[layout].format(name, down)], tensors[LAYOUTS[layout].format(name, up)] = a, b
         if alpha:
             tensors[LAYOUTS[layout].split("{}.lora")[0] + name + ".alpha"] = torch.tensor(alpha)
@@ -102,7 +111,7 @@ def expected(golden, comfy, parts, strength, scale=1.0):
 def test_layout_is_applied_whole(golden, base, comfy, run, layout):
     parts = tiny.lora(golden.plain, MODULES[golden.name])
     assert len(parts) > len(MODULES[golden.name]) - 1
-    alpha = 1.0 if layout == "kohya" else None
+    alpha = 1.0 if layout in FLAT else None
     before = patched(base)
     model, report = run(
         "TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, layout, alpha=alpha), strength=0.7
@@ -138,7 +147,7 @@ def test_zero_applied_is_an_error(golden, base, comfy, run):
         "transformer.no_such_module.lora_B.weight": torch.zeros(4, 2),
     }
     file = golden.write(comfy.models / "loras", stray, name="stray")
-    with pytest.raises(ValueError, match=f"{file}: none of its 1 modules fits.*no_such_module"):
+    with pytest.raises(ValueError, match=f"{file}: none of its 1 LoRA modules fits.*no such module.*no_such_module"):
         run("TwinFlowLoraLoader", model=base, lora_name=file)
 
 
@@ -177,3 +186,130 @@ def test_time_rule_of_the_metadata(golden, base, comfy, run, rule):
     assert "time conditioning: fold" in report
     assert comfy.part("nodes.sampler").recommended(model).style == "any"
     assert run("TwinFlowModelPatch", model=model, times="auto", branch="real")[1].find("t - r/2") > 0
+
+
+def loaded(golden, comfy, run, base, tensors, metadata=None, strength=1.0):
+    """(weights, report) with a LoRA of these tensors."""
+    name = golden.write(comfy.models / "loras", tensors, name="some_lora", metadata=metadata)
+    model, report = run("TwinFlowLoraLoader", model=base, lora_name=name, strength=strength)
+    return patched(model), report
+
+
+def halves(parts, prefix="transformer."):
+    return {f"{prefix}{m}.lora_{h}.weight": t.clone() for m, ab in parts.items() for h, t in zip("AB", ab)}
+
+
+def close(got, wanted):
+    for key, value in wanted.items():
+        torch.testing.assert_close(got[key].float(), value, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_another_width_is_refused(golden, base, comfy, run):
+    parts = {m: (a.repeat(1, 2), b.repeat(2, 1)) for m, (a, b) in tiny.lora(golden.plain, MODULES[golden.name]).items()}
+    with pytest.raises(ValueError, match=r"none of its \d+ LoRA modules fits .*the model's weight \d+x\d+"):
+        loaded(golden, comfy, run, base, halves(parts))
+
+
+def test_one_module_of_another_width_is_named(golden, base, comfy, run):
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    odd = next(iter(parts))
+    parts[odd] = (parts[odd][0].repeat(1, 3), parts[odd][1])
+    got, report = loaded(golden, comfy, run, base, halves(parts))
+    assert f"LoRA {len(parts) - 1}/{len(parts)} applied" in report and f"dropped: {odd}" in report
+    close(got, expected(golden, comfy, {m: ab for m, ab in parts.items() if m != odd}, 1.0))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_and_its_patterns_in_the_metadata(golden, base, comfy, run, rslora):
+    """lora_adapter_metadata, as diffusers writes it: alpha 6 for rank 2, and another one for a module of its own."""
+    import json
+
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    odd = next(iter(parts))
+    settings = {"r": 2, "lora_alpha": 6, "alpha_pattern": {odd: 1}, "rank_pattern": {}, "use_rslora": rslora}
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in settings.items()})}
+    got, _ = loaded(golden, comfy, run, base, halves(parts), metadata)
+    rank = 2**0.5 if rslora else 2
+    scaled = {m: (a, b * ((1 if m == odd else 6) / rank)) for m, (a, b) in parts.items()}
+    close(got, expected(golden, comfy, scaled, 1.0))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_dora_of_peft(golden, base, comfy, run, strength):
+    """m V / |V| by rows, V = W + B A; also where q, k and v are fused and where scale and shift are swapped."""
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    g = torch.Generator().manual_seed(7)
+    weights, tensors = {k: v.float() for k, v in golden.plain.items()}, halves(parts)
+    for module, (a, b) in parts.items():
+        w = weights[f"{module}.weight"]
+        v, m = w + b @ a, w.norm(dim=1) * (1 + torch.rand(len(w), generator=g))
+        tensors[f"transformer.{module}.lora_magnitude_vector"] = m
+        weights[f"{module}.weight"] = w + strength * (m[:, None] * v / v.norm(dim=1, keepdim=True) - w)
+    got, report = loaded(golden, comfy, run, base, tensors, strength=strength)
+    assert f"LoRA {len(parts)}/{len(parts)} applied" in report
+    close(got, native(golden, comfy, weights))
+
+
+def test_dora_scale_as_comfyui_applies_it(golden, base, comfy, run):
+    """dora_scale V / |W| by rows, as core's own loader does, on every kind of module."""
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    weights, tensors = {k: v.float() for k, v in golden.plain.items()}, halves(parts)
+    for i, (module, (a, b)) in enumerate(parts.items()):
+        w = weights[f"{module}.weight"]
+        m = w.norm(dim=1, keepdim=True) * torch.linspace(1, 1.5 + i % 3, len(w))[:, None]
+        tensors[f"transformer.{module}.dora_scale"] = m
+        weights[f"{module}.weight"] = m * (w + b @ a) / w.norm(dim=1, keepdim=True)
+    got, _ = loaded(golden, comfy, run, base, tensors)
+    close(got, native(golden, comfy, weights))
+
+
+@pytest.mark.parametrize("kind", ["diff_b", "lora_B.bias", "lora_B.default.bias"])
+def test_biases(golden, base, comfy, run, kind):
+    """Also rows of a fused bias and a swapped one; a module without a bias is named."""
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    weights, tensors = {k: v.float() for k, v in golden.plain.items()}, halves(parts)
+    without = 0
+    for module, (a, b) in parts.items():
+        weights[f"{module}.weight"] += b @ a
+        bias = torch.linspace(-1, 1, len(b))
+        tensors[f"transformer.{module}.{kind}"] = bias
+        without += f"{module}.bias" not in weights
+        if f"{module}.bias" in weights:
+            weights[f"{module}.bias"] = weights[f"{module}.bias"] + bias
+    if "default" in kind:
+        tensors = {
+            k.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): v for k, v in tensors.items()
+        }
+    got, report = loaded(golden, comfy, run, base, tensors)
+    close(got, native(golden, comfy, weights))
+    assert report.count("has no bias") == without + bool(without)  # each, and the warning
+
+
+def test_a_module_given_twice_is_applied_once(golden, base, comfy, run):
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    twice = halves(parts) | halves(parts, "base_model.model.")
+    got, report = loaded(golden, comfy, run, base, twice)
+    close(got, expected(golden, comfy, parts, 1.0))
+    assert "dropped: 0" in report
+    other = halves({m: (a, -b) for m, (a, b) in parts.items()}, "base_model.model.")
+    got, report = loaded(golden, comfy, run, base, halves(parts) | other)
+    close(got, expected(golden, comfy, parts, 1.0))
+    assert report.count("the module again, under another prefix") >= len(parts)
+
+
+def test_half_a_pair_and_parts_nobody_reads_are_named(golden, base, comfy, run):
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    first, second = list(parts)[:2]
+    tensors = halves(parts) | {f"transformer.{second}.lora_C.weight": torch.zeros(1)}
+    del tensors[f"transformer.{first}.lora_B.weight"]
+    tensors |= {"text_encoder.layers.0.q.lora_A.weight": torch.zeros(2, 2), "lora_te1_x.alpha": torch.tensor(1.0)}
+    got, report = loaded(golden, comfy, run, base, tensors)
+    assert f"{first} lora_down.weight: lora_down.weight without lora_up.weight" in report
+    assert "lora_C.weight) that is not known" in report and report.count("of a text encoder") >= 2
+    close(got, expected(golden, comfy, {m: ab for m, ab in parts.items() if m != first}, 1.0))
+
+
+def test_a_lora_that_was_never_trained_says_so(golden, base, comfy, run):
+    parts = {m: (a, torch.zeros_like(b)) for m, (a, b) in tiny.lora(golden.plain, MODULES[golden.name]).items()}
+    _, report = loaded(golden, comfy, run, base, halves(parts))
+    assert "are all zeros and change nothing" in report
