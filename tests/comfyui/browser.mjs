@@ -1,5 +1,5 @@
 // The real frontend in headless Chromium.  usage: node browser.mjs TASK.json
-// TASK: {url, chromium, export: [{name, note, graph, out, shot}], drop: {workflow, shot, seconds}}
+// TASK: {url, chromium, export: [{name, notes, groups, graph, extra, packs, out}], drop: {workflow, shot, seconds}}
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -27,56 +27,76 @@ try {
   fs.rmSync(profile, { recursive: true, force: true });
 }
 
-// Let the frontend build the graph, set it out in columns by depth with the note in front, and keep what it serializes.
-async function exportWorkflow(page, { name, note, graph, out, shot }) {
+// Let the frontend build the graph, set it out in groups of columns below the notes, and keep what it serializes.
+// The sizes are Nodes 2.0's, which are larger than LiteGraph's, so nothing overlaps in either.
+async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, out }) {
+  await setting(page, 'Comfy.VueNodes.Enabled', true);
   const workflow = await page.evaluate(
-    async ({ name, note, graph }) => {
+    async ({ name, notes, groups, graph, extra, packs }) => {
+      const TITLE = 30, FOOTER = 34, SPACE = 30, PAD = 14, HEAD = 44; // a footer carries "Error" and "Show advanced"
+      const WIDTH = { CLIPTextEncode: 380, TextEncodeQwenImageEdit: 340, SaveImage: 380 };
+      const ROOM = { CLIPTextEncode: 170, TextEncodeQwenImageEdit: 190, SaveImage: 420, LoadImage: 330, TwinFlowModelLoader: 330, TwinFlowLoraLoader: 250, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: 300 };
+      const drawn = () => new Promise((done) => setTimeout(done, 1500));
       await window.app.loadApiJson(graph, name);
-      await new Promise((done) => setTimeout(done, 800));
       const g = window.app.graph;
-      const after = new Map(g.nodes.map((n) => [n.id, []]));
-      const links = [...(g.links.values ? g.links.values() : Object.values(g.links))].filter(Boolean);
-      for (const link of links) after.get(link.origin_id).push(g.getNodeById(link.target_id));
-      const left = new Map(); // steps to the end of the graph: a node stands just before the first that needs it
-      const stepsLeft = (node) => {
-        if (!left.has(node.id)) left.set(node.id, 1 + Math.max(-1, ...after.get(node.id).map(stepsLeft)));
-        return left.get(node.id);
-      };
-      const most = Math.max(...g.nodes.map(stepsLeft));
-      const columns = Array.from({ length: most + 1 }, () => []);
-      for (const node of g.nodes) columns[most - left.get(node.id)].push(node);
-      let x = 560;
-      for (const column of columns) {
-        let y = 0;
-        for (const node of column) {
-          const least = node.computeSize();
-          node.setSize([Math.max(300, least[0], node.type === 'CLIPTextEncode' ? 400 : 0), Math.max(least[1], node.type === 'SaveImage' ? 320 : 0)]);
-          node.pos = [x, y];
-          y += node.size[1] + 70;
-        }
-        x += Math.max(...column.map((n) => n.size[0])) + 80;
+      const width = (column) => Math.max(...column.map((id) => WIDTH[g.getNodeById(id).type] ?? 330));
+      for (const columns of Object.values(groups))
+        for (const column of columns)
+          for (const id of column) {
+            const node = g.getNodeById(id);
+            node.setSize([width(column), Math.max(node.computeSize()[1], ROOM[node.type] ?? 0)]);
+          }
+      await drawn(); // Nodes 2.0 makes them as tall as they must be
+      for (const node of g.nodes) {
+        for (const widget of node.widgets ?? []) if (widget.name === 'control_after_generate') widget.value = 'randomize';
+        Object.assign(node.properties, packs[String(node.id)]);
       }
-      for (const node of g.nodes) for (const w of node.widgets ?? []) if (w.name === 'control_after_generate') w.value = 'fixed';
-      const paper = window.LiteGraph.createNode('MarkdownNote');
-      paper.title = 'Files';
-      g.add(paper);
-      paper.pos = [0, 0];
-      paper.widgets[0].value = note.replaceAll('\n', '\n\n').replaceAll('\n\n\n\n', '\n\n');
-      paper.setSize([500, 440]);
-      const right = Math.max(...g.nodes.map((n) => n.pos[0] + n.size[0]));
-      const bottom = Math.max(...g.nodes.map((n) => n.pos[1] + n.size[1]));
-      const { canvas } = window.app.canvas;
-      const ds = window.app.canvas.ds;
-      ds.scale = Math.min((canvas.clientWidth - 160) / (right + 80), (canvas.clientHeight - 160) / (bottom + 120));
-      ds.offset = [90 / ds.scale, 110 / ds.scale];
-      window.app.canvas.setDirty(true, true);
-      return g.serialize();
+      const top = 250;
+      let x = 0;
+      for (const [title, columns] of Object.entries(groups)) {
+        const left = x;
+        let bottom = 0;
+        x += PAD;
+        for (const column of columns) {
+          let y = top + HEAD + TITLE;
+          for (const id of column) {
+            const node = g.getNodeById(id);
+            node.pos = [x, y];
+            y += node.size[1] + FOOTER + TITLE;
+          }
+          bottom = Math.max(bottom, y - TITLE);
+          x += width(column) + SPACE;
+        }
+        x += PAD - SPACE;
+        const group = new window.LiteGraph.LGraphGroup(title);
+        g.add(group);
+        group.pos = [left, top];
+        group.size = [x - left, bottom - top];
+        x += SPACE;
+      }
+      const whole = x - SPACE;
+      notes.forEach((text, i) => {
+        const paper = window.LiteGraph.createNode('MarkdownNote');
+        paper.title = ['About', '说明'][i];
+        g.add(paper);
+        paper.widgets[0].value = text;
+        paper.setSize([(whole - SPACE) / 2, top - TITLE - SPACE]);
+        paper.pos = [i * (whole + SPACE) / 2, TITLE];
+      });
+      await drawn();
+      const tall = Math.max(...g.groups.map((group) => group.pos[1] + group.size[1]));
+      const scale = Math.min(1480 / whole, 860 / tall);
+      const made = g.serialize();
+      made.extra = { ...extra, workflowRendererVersion: 'LG', ds: { scale, offset: [70 / scale, 100 / scale] } };
+      return made;
     },
-    { name, note, graph },
+    { name, notes, groups, graph, extra, packs },
   );
   fs.writeFileSync(out, JSON.stringify(workflow, null, 2) + '\n');
-  await page.waitForTimeout(1200);
-  await page.screenshot({ path: shot });
+}
+
+function setting(page, name, value) {
+  return page.evaluate(([name, value]) => window.app.extensionManager.setting.set(name, value), [name, value]);
 }
 
 // As a user does: drop the file on the canvas, press Run, see the picture.

@@ -1,19 +1,74 @@
-"""The shared workflows as graphs: `make_workflows.py` hands them to the frontend, which writes workflows/*.json."""
+"""The shared workflows as graphs: `make_workflows.py` hands them to the frontend, which writes example_workflows/*.json."""
+
+from dataclasses import dataclass, field
 
 HF = "https://huggingface.co"
-QWEN = f"""**Text encoder** `qwen_2.5_vl_7b_fp8_scaled.safetensors` -> `models/text_encoders`
-**VAE** `qwen_image_vae.safetensors` -> `models/vae`
-Both from [Comfy-Org/Qwen-Image_ComfyUI]({HF}/Comfy-Org/Qwen-Image_ComfyUI) (`split_files`)."""
-Z = f"""**Model** `TwinFlow_Z_Image_Turbo_bf16.safetensors` -> `models/diffusion_models`
-from [azazeal2/TwinFlow-Z-Image-Turbo-repacked]({HF}/azazeal2/TwinFlow-Z-Image-Turbo-repacked)
-**Text encoder** `qwen_3_4b.safetensors` -> `models/text_encoders`
-**VAE** `ae.safetensors` -> `models/vae`
-Both from [Comfy-Org/z_image_turbo]({HF}/Comfy-Org/z_image_turbo) (`split_files`). Needs ComfyUI 0.3.74."""
-CONVERTED = f"""**Model** `TwinFlow-Qwen-Image-v1.0.safetensors` -> `models/diffusion_models`
-The folder `TwinFlow-Qwen-Image-v1.0` of [inclusionAI/TwinFlow]({HF}/inclusionAI/TwinFlow) as one file, or as it is:
-put the release's folder there and pick any of its shards.
-A GGUF works as well: [Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF]({HF}/Arunk25/TwinFlow-Qwen-Image-v1.0-GGUF)"""
-CAT = "a red panda reading a newspaper in a cafe, morning light"
+PANDA = "a red panda reading a newspaper in a cafe, morning light"
+RELEASE = "inclusionAI/TwinFlow/resolve/main/TwinFlow-Qwen-Image-v1.0/TwinFlow-Qwen-Image/transformer"
+SHARDS = [f"diffusion_pytorch_model-{n:05}-of-00008.safetensors" for n in range(1, 9)]
+
+# Where the files are that can be had: name -> (folder in models, address).  What our trainer writes is not here.
+FILES = {
+    name: (folder, f"{HF}/{where}/{name}")
+    for folder, where, names in (
+        ("diffusion_models", RELEASE, SHARDS),
+        ("diffusion_models", "DeepBeepMeep/Z-Image/resolve/main", ["TwinFlow-Z-Image-Turbo_bf16.safetensors"]),
+        (
+            "diffusion_models",
+            "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/diffusion_models",
+            ["qwen_image_fp8_e4m3fn.safetensors"],
+        ),
+        (
+            "diffusion_models",
+            "Comfy-Org/Qwen-Image-Edit_ComfyUI/resolve/main/split_files/diffusion_models",
+            ["qwen_image_edit_2509_fp8_e4m3fn.safetensors"],
+        ),
+        (
+            "checkpoints",
+            "Comfy-Org/stable-diffusion-3.5-fp8/resolve/main",
+            ["sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"],
+        ),
+        (
+            "text_encoders",
+            "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/text_encoders",
+            ["qwen_2.5_vl_7b_fp8_scaled.safetensors"],
+        ),
+        ("vae", "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/vae", ["qwen_image_vae.safetensors"]),
+        ("text_encoders", "Comfy-Org/z_image_turbo/resolve/main/split_files/text_encoders", ["qwen_3_4b.safetensors"]),
+        ("vae", "Comfy-Org/z_image_turbo/resolve/main/split_files/vae", ["ae.safetensors"]),
+    )
+    for name in names
+}
+
+
+@dataclass
+class Template:
+    """One workflow.  title: its file's name, which the page shows.
+
+    says: the note's text, in English and in Chinese, before the list of files.  groups: what stands together, in columns from
+    left to right.  app: the widgets that app mode shows, as (node, widget); the pictures it shows are those that are saved.
+    """
+
+    title: str
+    says: tuple[str, str]
+    groups: dict[str, list[list[str]]]
+    graph: dict[str, dict]
+    app: list[tuple[str, str]] = field(default_factory=list)
+
+    def notes(self) -> tuple[str, str]:
+        heads = (f"## {self.title}\n", "")
+        return tuple(f"{head}{text}\n\n{self.files(arrow)}".strip() for head, text, arrow in zip(heads, self.says, ("to", "放到")))
+
+    def files(self, to: str) -> str:
+        return "\n".join(
+            f"- [{name}]({FILES[name][1]}) {to} `models/{FILES[name][0]}`" for node in self.graph.values() for name in files_of(node)[:1]
+        )
+
+
+def files_of(node: dict) -> list[str]:
+    """The files of this node that can be downloaded; any shard of the release needs all."""
+    named = [value for value in node["inputs"].values() if isinstance(value, str) and value in FILES]
+    return SHARDS if SHARDS[0] in named else named
 
 
 def node(kind: str, **inputs) -> dict:
@@ -24,12 +79,21 @@ def load(model: str, adapter: str = "none") -> dict:
     return node("TwinFlowModelLoader", model_name=model, adapter=adapter, adapter_strength=1.0, weight_dtype="default")
 
 
-def sample(model, positive, latent, preset="2 steps", denoise=1.0, seed=42, **more) -> dict:
-    inputs = dict(model=model, positive=positive, latent_image=latent, preset=preset, seed=seed, cfg=1.0, denoise=denoise)
-    return node("TwinFlowSampleLatent", **inputs, **more)
+def sample(model="model", preset="2 steps", denoise=1.0, **more) -> dict:
+    return node(
+        "TwinFlowSampleLatent",
+        model=[model, 0],
+        positive=["prompt", 0],
+        latent_image=["latent", 0],
+        preset=preset,
+        seed=42,
+        cfg=1.0,
+        denoise=denoise,
+        **more,
+    )
 
 
-def text(encoder: str, kind: str, prompt: str = CAT) -> dict:
+def text(encoder: str, kind: str, prompt: str = PANDA) -> dict:
     return {
         "clip": node("CLIPLoader", clip_name=encoder, type=kind, device="default"),
         "prompt": node("CLIPTextEncode", clip=["clip", 0], text=prompt),
@@ -37,9 +101,12 @@ def text(encoder: str, kind: str, prompt: str = CAT) -> dict:
 
 
 def finish(vae: str, prefix: str) -> dict:
+    return {"vae": node("VAELoader", vae_name=vae), **decoded(["vae", 0], prefix)}
+
+
+def decoded(vae: list, prefix: str) -> dict:
     return {
-        "vae": node("VAELoader", vae_name=vae),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=vae),
         "save": node("SaveImage", images=["decode", 0], filename_prefix=prefix),
     }
 
@@ -50,80 +117,75 @@ def empty(size: int = 1024) -> dict:
 
 QWEN_TEXT = text("qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image")
 Z_TEXT = text("qwen_3_4b.safetensors", "lumina2")
-Z_MODEL = load("TwinFlow_Z_Image_Turbo_bf16.safetensors")
+Z_MODEL = load("TwinFlow-Z-Image-Turbo_bf16.safetensors")
 PICTURE = node("LoadImage", image="example.png")
+PROMPT, SEED, PRESET = ("prompt", "text"), ("sample", "seed"), ("sample", "preset")
+SIZE = [("latent", "width"), ("latent", "height")]
+MODEL = [["clip", "vae", "model"]]
+SAMPLE = [["sample", "decode"], ["save"]]
+PLAIN = {"1 Model": MODEL, "2 Prompt": [["prompt", "latent"]], "3 Sample": SAMPLE}
+ALL_SHARDS = "hf download inclusionAI/TwinFlow --include 'TwinFlow-Qwen-Image-v1.0/*/transformer/*'"
 
 
-def qwen_image_2step():
-    return f"# Qwen-Image in 2 steps\n{CONVERTED}\n{QWEN}", {
-        "model": load("TwinFlow-Qwen-Image-v1.0.safetensors"),
-        **QWEN_TEXT,
-        "latent": empty(),
-        "sample": sample(["model", 0], ["prompt", 0], ["latent", 0]),
-        **finish("qwen_image_vae.safetensors", "twinflow_qwen"),
-    }
-
-
-def qwen_image_lora():
-    return (
-        f"""# Qwen-Image with a TwinFlow LoRA
-**Model** `qwen_image_fp8_e4m3fn.safetensors` -> `models/diffusion_models`
-{QWEN}
-**LoRA** `qwen-image-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time.
-The loader reads its time conditioning and how to sample it from the file. An adapter, which has a second time
-embedder, goes into the TwinFlow Model Loader instead.""",
+def qwen_image():
+    return Template(
+        "Qwen-Image in 2 steps",
+        (
+            "The release is one model in eight files (41 GB): get all of them with\n"
+            f"`{ALL_SHARDS}` and put them together into `models/diffusion_models`; any of them may be chosen in the loader. "
+            f"Smaller, as one file: a [GGUF of it]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf) (with ComfyUI-GGUF).",
+            "发布的模型分为八个文件（共 41 GB）。用下面的命令全部下载：\n"
+            f"`{ALL_SHARDS}`，一起放到 `models/diffusion_models`，在加载器中选任意一个即可。"
+            f"更小的单个文件：[GGUF 版本]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf)（需要 ComfyUI-GGUF）。",
+        ),
+        PLAIN,
         {
-            "model": node("UNETLoader", unet_name="qwen_image_fp8_e4m3fn.safetensors", weight_dtype="default"),
-            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="qwen-image-lora.safetensors", strength=1.0),
+            "model": load(SHARDS[0]),
             **QWEN_TEXT,
             "latent": empty(),
-            "sample": sample(["lora", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-            **finish("qwen_image_vae.safetensors", "twinflow_qwen_lora"),
+            "sample": sample(),
+            **finish("qwen_image_vae.safetensors", "twinflow_qwen"),
         },
+        [PROMPT, PRESET, SEED, *SIZE],
     )
 
 
-def qwen_image_edit():
-    return (
-        f"""# Qwen-Image-Edit with a TwinFlow adapter
-**Model** `qwen_image_edit_2509_fp8_e4m3fn.safetensors` -> `models/diffusion_models`
-from [Comfy-Org/Qwen-Image-Edit_ComfyUI]({HF}/Comfy-Org/Qwen-Image-Edit_ComfyUI) (`split_files`)
-**Adapter** `qwen-image-edit-lora.safetensors` -> `models/loras`: LoRA and second time embedder in one file, from our trainer
-{QWEN}""",
-        {
-            "model": load("qwen_image_edit_2509_fp8_e4m3fn.safetensors", "qwen-image-edit-lora.safetensors"),
-            "image": PICTURE,
-            "scaled": node("ImageScaleToTotalPixels", image=["image", 0], upscale_method="lanczos", megapixels=1.0),
-            "vae": node("VAELoader", vae_name="qwen_image_vae.safetensors"),
-            "clip": QWEN_TEXT["clip"],
-            "prompt": node(
-                "TextEncodeQwenImageEdit",
-                clip=["clip", 0],
-                vae=["vae", 0],
-                image=["scaled", 0],
-                prompt="make it a pencil drawing",
-            ),
-            "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
-            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-            **{k: v for k, v in finish("qwen_image_vae.safetensors", "twinflow_edit").items() if k != "vae"},
-        },
+def z_image():
+    return Template(
+        "Z-Image Turbo in 2 steps",
+        (
+            "Three files, then press Run. Needs ComfyUI 0.3.74. Leave cfg at 1: guidance is trained in.",
+            "准备三个文件，然后点击运行。需要 ComfyUI 0.3.74。cfg 保持 1：引导已训练在模型里。",
+        ),
+        PLAIN,
+        {"model": Z_MODEL, **Z_TEXT, "latent": empty(), "sample": sample(), **finish("ae.safetensors", "twinflow_z")},
+        [PROMPT, PRESET, SEED, *SIZE],
     )
 
 
-def z_image_2step():
+def core_samplers():
     schedule = dict(preset="2 steps", steps=2, start_gap=0.001, end_gap=0.6, warp_a=1.0, warp_b=1.0, warp_c=1.0, denoise=1.0)
-    return (
-        f"# Z-Image Turbo in 2 steps, in core's own sampling nodes\n{Z}\n\n"
-        "Schedule and style go together: few for 1, 2 and 4 steps, any for 8, multi for 30.",
+    sampler = dict(style="few", order="1", noise="constant", stochasticity=1.0, extrapolation=0.0)
+    return Template(
+        "Z-Image Turbo with core samplers",
+        (
+            "The same as SIGMAS and SAMPLER in core's own nodes. Schedule and style go together: few for 1, 2 and 4 steps, "
+            "any for 8, multi for 30. Needs ComfyUI 0.3.74.",
+            "在核心自带的采样节点中使用 SIGMAS 和 SAMPLER。时间表与风格要对应：1、2、4 步用 few，8 步用 any，30 步用 multi。"
+            "需要 ComfyUI 0.3.74。",
+        ),
+        {
+            "1 Model": MODEL,
+            "2 Prompt": [["prompt", "latent", "noise"]],
+            "3 Sample": [["schedule", "sampler"], ["guider", "sample", "decode", "plot"], ["save"]],
+        },
         {
             "model": Z_MODEL,
             **Z_TEXT,
             "guider": node("BasicGuider", model=["model", 0], conditioning=["prompt", 0]),
             "schedule": node("TwinFlowSchedule", **schedule),
             "plot": node("TwinFlowSchedulePlot", sigmas=["schedule", 0], style="few", width=768, height=512),
-            "sampler": node(
-                "TwinFlowUnifiedSampler", style="few", order="1", noise="constant", stochasticity=1.0, extrapolation=0.0
-            ),
+            "sampler": node("TwinFlowUnifiedSampler", **sampler),
             "noise": node("RandomNoise", noise_seed=42),
             "latent": empty(),
             "sample": node(
@@ -136,117 +198,213 @@ def z_image_2step():
             ),
             **finish("ae.safetensors", "twinflow_z"),
         },
+        [PROMPT, ("schedule", "preset"), ("sampler", "style"), ("noise", "noise_seed"), *SIZE],
     )
 
 
-def sd35_lora():
-    clips = ("clip_l.safetensors", "clip_g.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors")
-    return (
-        f"""# SD3.5 with a TwinFlow LoRA
-**Model** `sd3.5_medium.safetensors` -> `models/diffusion_models`
-**VAE** `sd3.5_vae.safetensors` -> `models/vae` (the release's `vae/diffusion_pytorch_model.safetensors`, renamed)
-from [stabilityai/stable-diffusion-3.5-medium]({HF}/stabilityai/stable-diffusion-3.5-medium)
-**Text encoders** `{clips[0]}`, `{clips[1]}`, `{clips[2]}` -> `models/text_encoders`
-from [Comfy-Org/stable-diffusion-3.5-fp8]({HF}/Comfy-Org/stable-diffusion-3.5-fp8) (`text_encoders`)
-**LoRA** `sd3.5-lora.safetensors` -> `models/loras`: of our trainer, trained with the folded time
-
-TwinFlow Model Patch shows the model's time conditioning; set it to folded for a LoRA whose file does not say so.""",
-        {
-            "model": node("UNETLoader", unet_name="sd3.5_medium.safetensors", weight_dtype="default"),
-            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="sd3.5-lora.safetensors", strength=1.0),
-            "patch": node("TwinFlowModelPatch", model=["lora", 0], times="folded (t - r/2)", branch="real"),
-            "clip": node("TripleCLIPLoader", clip_name1=clips[0], clip_name2=clips[1], clip_name3=clips[2]),
-            "prompt": node("CLIPTextEncode", clip=["clip", 0], text=CAT),
-            "latent": empty(),
-            "sample": sample(["patch", 0], ["prompt", 0], ["latent", 0], "4 steps"),
-            **finish("sd3.5_vae.safetensors", "twinflow_sd35"),
-        },
-    )
-
-
-def img2img():
-    return (
-        f"# Image to image with Z-Image Turbo\n{Z}\n\n"
-        "Denoise sets how far the image may change; the number of steps stays the same.",
+def image_to_image():
+    return Template(
+        "Image to image",
+        (
+            "Z-Image Turbo on a picture of yours. Denoise sets how far it may change; the number of steps stays the same. "
+            "Needs ComfyUI 0.3.74.",
+            "用 Z-Image Turbo 处理你的图片。denoise 决定改动的幅度；步数不变。需要 ComfyUI 0.3.74。",
+        ),
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "image", "latent"]], "3 Sample": SAMPLE},
         {
             "model": Z_MODEL,
             **Z_TEXT,
             "image": PICTURE,
             "latent": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
-            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps", 0.6),
+            "sample": sample(preset="4 steps", denoise=0.6),
             **finish("ae.safetensors", "twinflow_img2img"),
         },
+        [("image", "image"), PROMPT, ("sample", "denoise"), PRESET, SEED],
     )
 
 
-def inpaint():
-    return (
-        f"# Inpainting with Z-Image Turbo\n{Z}\n\n"
-        "Right-click the image and open the mask editor to paint what is to be drawn anew.",
+def inpainting():
+    return Template(
+        "Inpainting",
+        (
+            "Right-click the picture, open the mask editor and paint over what Z-Image Turbo shall draw anew. "
+            "Needs ComfyUI 0.3.74.",
+            "右键点击图片，打开遮罩编辑器，涂抹要由 Z-Image Turbo 重画的部分。需要 ComfyUI 0.3.74。",
+        ),
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "image", "encoded", "latent"]], "3 Sample": SAMPLE},
         {
             "model": Z_MODEL,
             **Z_TEXT,
             "image": PICTURE,
             "encoded": node("VAEEncode", pixels=["image", 0], vae=["vae", 0]),
             "latent": node("SetLatentNoiseMask", samples=["encoded", 0], mask=["image", 1]),
-            "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "4 steps"),
+            "sample": sample(preset="4 steps"),
             **finish("ae.safetensors", "twinflow_inpaint"),
         },
+        [("image", "image"), PROMPT, PRESET, SEED],
     )
 
 
 def compare_steps():
-    graph = {"model": Z_MODEL, **Z_TEXT, "latent": empty(), "vae": node("VAELoader", vae_name="ae.safetensors")}
+    graph = {"model": Z_MODEL, **Z_TEXT, "latent": empty(), "seed": node("PrimitiveInt", value=42)}
     for steps in (1, 2, 4, 8):
-        graph[f"sample{steps}"] = sample(
-            ["model", 0], ["prompt", 0], ["latent", 0], "1 step" if steps == 1 else f"{steps} steps"
-        )
-        graph[f"decode{steps}"] = node("VAEDecode", samples=[f"sample{steps}", 0], vae=["vae", 0])
-    row = dict(direction="right", match_image_size=True, spacing_width=0, spacing_color="white")
-    graph["left"] = node("ImageStitch", image1=["decode1", 0], image2=["decode2", 0], **row)
-    graph["right"] = node("ImageStitch", image1=["decode4", 0], image2=["decode8", 0], **row)
-    graph["all"] = node("ImageStitch", image1=["left", 0], image2=["right", 0], **row)
-    graph["save"] = node("SaveImage", images=["all", 0], filename_prefix="twinflow_steps")
-    return f"# 1, 2, 4 and 8 steps side by side, the same seed\n{Z}", graph
+        graph[f"sample{steps}"] = sample(preset="1 step" if steps == 1 else f"{steps} steps")
+        graph[f"sample{steps}"]["inputs"]["seed"] = ["seed", 0]
+    graph["first"] = node("LatentBatch", samples1=["sample1", 0], samples2=["sample2", 0])
+    graph["second"] = node("LatentBatch", samples1=["sample4", 0], samples2=["sample8", 0])
+    graph["sample"] = node("LatentBatch", samples1=["first", 0], samples2=["second", 0])
+    graph |= finish("ae.safetensors", "twinflow_steps")
+    return Template(
+        "Compare 1, 2, 4 and 8 steps",
+        (
+            "Z-Image Turbo from one seed, in reading order: 1, 2, 4 and 8 steps. Needs ComfyUI 0.3.74.",
+            "Z-Image Turbo，同一个种子，依次为 1、2、4、8 步。需要 ComfyUI 0.3.74。",
+        ),
+        {
+            "1 Model": MODEL,
+            "2 Prompt": [["prompt", "latent", "seed"]],
+            "3 Sample": [["sample1", "sample2"], ["sample4", "sample8"], ["first", "second", "sample", "decode", "save"]],
+        },
+        graph,
+        [PROMPT, ("seed", "value"), *SIZE],
+    )
+
+
+def qwen_image_lora():
+    return Template(
+        "Qwen-Image with your own LoRA",
+        (
+            "**Train first**, with this pack's trainer:\n"
+            "`python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images`\n"
+            "then copy `runs/qwen-image-lora/qwen-image-lora.safetensors` to `models/loras`. The loader reads from the file which "
+            "times it was trained with and how to sample it.",
+            "**先训练**，使用本包的训练器：\n"
+            "`python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images`\n"
+            "然后把 `runs/qwen-image-lora/qwen-image-lora.safetensors` 复制到 `models/loras`。加载器会从文件中读取时间条件和采样设置。",
+        ),
+        {**PLAIN, "1 Model": [["model", "clip", "vae", "lora"]]},
+        {
+            "model": node("UNETLoader", unet_name="qwen_image_fp8_e4m3fn.safetensors", weight_dtype="default"),
+            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="qwen-image-lora.safetensors", strength=1.0),
+            **QWEN_TEXT,
+            "latent": empty(),
+            "sample": sample("lora", "4 steps"),
+            **finish("qwen_image_vae.safetensors", "twinflow_qwen_lora"),
+        },
+        [PROMPT, ("lora", "strength"), PRESET, SEED, *SIZE],
+    )
+
+
+def qwen_image_edit():
+    return Template(
+        "Qwen-Image-Edit with your own adapter",
+        (
+            "**Train first**, with this pack's trainer:\n"
+            "`python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl`\n"
+            "then copy `runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors` to `models/loras`: a LoRA and the second time "
+            "embedder in one file.",
+            "**先训练**，使用本包的训练器：\n"
+            "`python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl`\n"
+            "然后把 `runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors` 复制到 `models/loras`：LoRA 与第二时间嵌入器合为一个文件。",
+        ),
+        {"1 Model": MODEL, "2 Prompt": [["image", "scaled"], ["prompt", "latent"]], "3 Sample": SAMPLE},
+        {
+            "model": load("qwen_image_edit_2509_fp8_e4m3fn.safetensors", "qwen-image-edit-lora.safetensors"),
+            "clip": QWEN_TEXT["clip"],
+            "vae": node("VAELoader", vae_name="qwen_image_vae.safetensors"),
+            "image": PICTURE,
+            "scaled": node("ImageScaleToTotalPixels", image=["image", 0], upscale_method="lanczos", megapixels=1.0),
+            "prompt": node(
+                "TextEncodeQwenImageEdit",
+                clip=["clip", 0],
+                vae=["vae", 0],
+                image=["scaled", 0],
+                prompt="make it a pencil drawing",
+            ),
+            "latent": node("VAEEncode", pixels=["scaled", 0], vae=["vae", 0]),
+            "sample": sample(preset="4 steps"),
+            **decoded(["vae", 0], "twinflow_edit"),
+        },
+        [("image", "image"), ("prompt", "prompt"), PRESET, SEED],
+    )
+
+
+def sd35_lora():
+    return Template(
+        "SD3.5 with your own LoRA",
+        (
+            "**Train first**, with this pack's trainer:\n"
+            "`python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images`\n"
+            "then copy `runs/sd3.5-lora/sd3.5-lora.safetensors` to `models/loras`. TwinFlow Model Patch shows the times that the "
+            "model gets; for a LoRA whose file does not say so, set it to folded.",
+            "**先训练**，使用本包的训练器：\n"
+            "`python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images`\n"
+            "然后把 `runs/sd3.5-lora/sd3.5-lora.safetensors` 复制到 `models/loras`。TwinFlow 模型补丁显示模型接收的时间；"
+            "文件没有说明的 LoRA 请设为 folded。",
+        ),
+        {**PLAIN, "1 Model": [["model", "lora", "patch"]]},
+        {
+            "model": node("CheckpointLoaderSimple", ckpt_name="sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"),
+            "lora": node("TwinFlowLoraLoader", model=["model", 0], lora_name="sd3.5-lora.safetensors", strength=1.0),
+            "patch": node("TwinFlowModelPatch", model=["lora", 0], times="auto", branch="real"),
+            "prompt": node("CLIPTextEncode", clip=["model", 1], text=PANDA),
+            "latent": empty(),
+            "sample": sample("patch", "4 steps"),
+            **decoded(["model", 2], "twinflow_sd35"),
+        },
+        [PROMPT, ("lora", "strength"), PRESET, SEED, *SIZE],
+    )
 
 
 def digits():
-    graph = {
-        "model": load("base.safetensors", "digits-lora.safetensors"),
-        "prompt": node("TwinFlowCachedPrompt", file="prompts.safetensors", prompt="3"),
-        "empty": node("EmptyImage", width=8, height=8, batch_size=8, color=0x808080),
-        "vae": node("VAELoader", vae_name="pixel_space"),
-        "latent": node("VAEEncode", pixels=["empty", 0], vae=["vae", 0]),
-        "sample": sample(["model", 0], ["prompt", 0], ["latent", 0], "2 steps"),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
-        "large": node(
-            "ImageScale", image=["decode", 0], upscale_method="nearest-exact", width=256, height=256, crop="disabled"
+    return Template(
+        "Handwritten digits on any CPU",
+        (
+            "**Train first**: `make demo` (minutes on any CPU), then copy from `runs/digits-lora`\n"
+            "- `base.safetensors` to `models/diffusion_models`\n"
+            "- `digits-lora.safetensors` to `models/loras`\n"
+            "- `prompts.safetensors` to `models/prompts` (make the folder)\n\n"
+            "No text encoder and no VAE: prompts are cached, latents are pixels. The prompt is any digit.",
+            "**先训练**：`make demo`（任何 CPU 上几分钟），然后从 `runs/digits-lora` 复制\n"
+            "- `base.safetensors` 到 `models/diffusion_models`\n"
+            "- `digits-lora.safetensors` 到 `models/loras`\n"
+            "- `prompts.safetensors` 到 `models/prompts`（新建此文件夹）\n\n"
+            "不需要文本编码器和 VAE：提示词已缓存，latent 就是像素。提示词可以是任意数字。",
         ),
-        "save": node("SaveImage", images=["large", 0], filename_prefix="twinflow_digit"),
-    }
-    return (
-        """# Handwritten digits, on any CPU
-Train them with `make demo` (minutes), then put three files of `runs/digits-lora`:
-**Model** `base.safetensors` -> `models/diffusion_models`
-**Adapter** `digits-lora.safetensors` -> `models/loras`
-**Prompts** `prompts.safetensors` -> `models/prompts` (make the folder)
-
-No text encoder and no VAE: the prompts are cached, and the latents are the pixels. Change the prompt to any digit.""",
-        graph,
+        {
+            "1 Model": [["vae", "model"]],
+            "2 Prompt": [["prompt", "empty", "latent"]],
+            "3 Sample": [["sample", "decode"], ["large", "save"]],
+        },
+        {
+            "model": load("base.safetensors", "digits-lora.safetensors"),
+            "prompt": node("TwinFlowCachedPrompt", file="prompts.safetensors", prompt="3"),
+            "empty": node("EmptyImage", width=8, height=8, batch_size=8, color=0x808080),
+            "vae": node("VAELoader", vae_name="pixel_space"),
+            "latent": node("VAEEncode", pixels=["empty", 0], vae=["vae", 0]),
+            "sample": sample(),
+            "decode": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+            "large": node(
+                "ImageScale", image=["decode", 0], upscale_method="nearest-exact", width=256, height=256, crop="disabled"
+            ),
+            "save": node("SaveImage", images=["large", 0], filename_prefix="twinflow_digit"),
+        },
+        [("prompt", "prompt"), PRESET, SEED, ("empty", "batch_size")],
     )
 
 
-WORKFLOWS = {
-    f.__name__: f
-    for f in (
-        qwen_image_2step,
+TEMPLATES = [
+    make()
+    for make in (
+        qwen_image,
+        z_image,
+        core_samplers,
+        image_to_image,
+        inpainting,
+        compare_steps,
         qwen_image_lora,
         qwen_image_edit,
-        z_image_2step,
         sd35_lora,
-        img2img,
-        inpaint,
-        compare_steps,
         digits,
     )
-}
+]

@@ -1,63 +1,66 @@
-"""Writes workflows/*.json and their thumbnails through the real frontend, from graphs.py.
+"""Writes example_workflows/*.json through the real frontend, from graphs.py.
 
     COMFYUI_PATH=... PLAYWRIGHT=folder/with/node_modules python tests/comfyui/make_workflows.py
 
-The model files need not be there: thumbnails show the graph.  That of digits is a picture from the workflow itself, and stays.
+The model files need not be there.  thumbnails.py draws the pictures.
 """
 
-import io
 import sys
 import tempfile
 from pathlib import Path
 
+import workflow
 from browser import task
-from conftest import REPOSITORY, find_comfyui
-from graphs import WORKFLOWS
-from PIL import Image
+from conftest import find_comfyui
+from graphs import FILES, TEMPLATES, Template, files_of
 from server import Server
+
+CORE = "0.3.64"  # the oldest that has all of core's nodes in the graphs
 
 
 def main() -> None:
-    folder = REPOSITORY / "workflows"
+    comfyui = find_comfyui()
+    assert comfyui is not None, "set COMFYUI_PATH to a ComfyUI checkout"
     with tempfile.TemporaryDirectory() as base:
-        server = Server(find_comfyui(), Path(base))
+        server = Server(comfyui, Path(base))
         try:
-            lay_out_names(server)
             server.wait()
-            jobs = []
-            for name, make in WORKFLOWS.items():
-                note, graph = make()
-                graph = {str(i): renumbered(n, list(graph)) for i, n in enumerate(graph.values(), 1)}
-                out = dict(out=str(folder / f"{name}.json"), shot=f"{base}/{name}.png")
-                jobs.append(dict(name=name, note=note, graph=graph, **out))
-            task(server, Path(base), export=jobs)
+            task(server, Path(base), export=[job(template) for template in TEMPLATES])
         finally:
             server.stop()
-        for name in WORKFLOWS.keys() - {"digits"}:
-            thumbnail(Path(base, f"{name}.png").read_bytes()).save(folder / f"{name}.jpg", quality=80)
-    print(f"{len(WORKFLOWS)} workflows in {folder}", file=sys.stderr)
+    print(f"{len(TEMPLATES)} workflows in {workflow.FOLDER}", file=sys.stderr)
 
 
-def lay_out_names(server: Server) -> None:
-    """Empty files under the names that the graphs mention, so that no loader is drawn as lacking its file."""
-    values = {v for make in WORKFLOWS.values() for n in make()[1].values() for v in n["inputs"].values() if isinstance(v, str)}
-    for name in (v for v in values if v.endswith(".safetensors")):
-        for folder in ("diffusion_models", "loras", "text_encoders", "vae", "prompts"):
-            (server.models / folder / name).touch()
-    (server.base / "input").mkdir(exist_ok=True)
-    Image.linear_gradient("L").resize((512, 512)).convert("RGB").save(server.base / "input" / "example.png")
+def job(template: Template) -> dict:
+    """What browser.mjs needs to write one workflow; the frontend wants numbers where the graphs have names."""
+    numbers = {name: str(n) for n, name in enumerate(template.graph, 1)}
+    graph = {numbers[name]: renumbered(node, numbers) for name, node in template.graph.items()}
+    saved = [numbers[name] for name, node in template.graph.items() if node["class_type"] == "SaveImage"]
+    return {
+        "name": template.title,
+        "notes": template.notes(),
+        "groups": {title: [[numbers[name] for name in column] for column in columns] for title, columns in template.groups.items()},
+        "graph": graph,
+        "extra": {
+            "linearData": {"inputs": [[numbers[name], widget] for name, widget in template.app], "outputs": saved},
+            "linearMode": False,
+        },
+        "packs": {numbers[name]: properties(node) for name, node in template.graph.items()},
+        "out": str(workflow.FOLDER / f"{template.title}.json"),
+    }
 
 
-def renumbered(node: dict, names: list[str]) -> dict:
-    """The frontend wants numbers where the graphs have names."""
-    inputs = {k: [str(names.index(v[0]) + 1), v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+def renumbered(node: dict, numbers: dict[str, str]) -> dict:
+    inputs = {k: [numbers[v[0]], v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
     return {**node, "inputs": inputs, "_meta": {"title": None}}
 
 
-def thumbnail(png: bytes) -> Image.Image:
-    """The graph without the frontend's bars."""
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    return image.crop((60, 95, image.width, 800)).resize((640, 293), Image.LANCZOS)
+def properties(node: dict) -> dict:
+    """The pack that a node is from, so that the page can offer it, and its files, so that the page can fetch them."""
+    ours = node["class_type"].startswith("TwinFlow")
+    pack = {"cnr_id": "twinflow", "ver": workflow.pack()["version"]} if ours else {"cnr_id": "comfy-core", "ver": CORE}
+    models = [{"name": name, "url": FILES[name][1], "directory": FILES[name][0]} for name in files_of(node)]
+    return {**pack, **({"models": models} if models else {})}
 
 
 if __name__ == "__main__":

@@ -14,12 +14,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.InstalledVersion": "9.9.9",
-    "Comfy.Minimap.Visible": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-}
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.InstalledVersion": "9.9.9"}  # no tour; all else as a user has it
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -1,9 +1,11 @@
 """Reading the frontend's own workflow format."""
 
 import json
+import re
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "workflows"
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "example_workflows"
 NOTES = {"MarkdownNote", "Note"}
 CONTROLS = {"fixed", "randomize", "increment", "decrement"}
 
@@ -13,7 +15,13 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict:
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def pack() -> dict[str, str]:
+    """Name and version as pyproject.toml has them; tomllib is not in every interpreter that runs ComfyUI."""
+    project = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8").split("[project]")[1]
+    return {key: re.search(rf'^{key} = "(.+)"', project, re.M)[1] for key in ("name", "version")}
 
 
 def widgets(node: dict) -> dict[str, object]:
