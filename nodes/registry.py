@@ -1,10 +1,12 @@
 """Model classes that ComfyUI's own detection finds, so that its stock loaders keep the second time embedder.
 
-`comfy.model_detection` takes the first class in `comfy.supported_models.models` that matches.  Ours stand in front and
-match only files with a second time embedder, and small models whose widths the stock classes do not know.  A backbone that
-ComfyUI has no class of, and so does not detect, is detected here.
+`comfy.model_detection` takes the first class in `comfy.supported_models.models` that matches.  Ours are asked before all
+others, whether ComfyUI or another pack puts its own in front, and match only files with a second time embedder, and small
+models whose widths the stock classes do not know.  A backbone that ComfyUI has no class of, and so does not detect, is
+detected here; one whose classes ComfyUI has moved or changed is left out, and its files are refused with the reason.
 """
 
+import functools
 import logging
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,10 +16,11 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_detection
 import comfy.supported_models
+import comfy.supported_models_base
 import torch
 from torch import Tensor
 
-from ..twinflow.backbones import WEIGHT_BIAS, Backbone
+from ..twinflow.backbones import WEIGHT_BIAS, Backbone, is_second_embedder
 from .backbones import Model
 from .supported import supported
 
@@ -27,8 +30,8 @@ class WithNetwork(comfy.model_base.BaseModel):
 
     network: type
 
-    def __init__(self, model_config, model_type, device=None, unet_model=None):
-        super().__init__(model_config, model_type, device=device, unet_model=self.network)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "unet_model": self.network})
 
 
 class Pixels(comfy.latent_formats.LatentFormat):
@@ -66,6 +69,16 @@ def settings_of(record: Backbone, model: Model, state_dict: Mapping[str, Tensor]
         return None
 
 
+def without_second(found: dict, state_dict: Mapping[str, Tensor], prefix: str) -> dict:
+    """The detected configuration as that of the plain model: what detection makes of a second time embedder is not ours."""
+    plain = {key: tensor for key, tensor in state_dict.items() if not is_second_embedder(key)}
+    whole, own = (comfy.model_detection.detect_unet_config(tensors, prefix) for tensors in (state_dict, plain))
+    if whole is None or own is None:
+        return found
+    kept = {name: value for name, value in found.items() if name in own or name not in whole}
+    return kept | {name: value for name, value in own.items() if name not in whole or whole[name] != value}
+
+
 def config_class(record: Backbone, model: Model) -> type:
     """The class to register for this backbone."""
     name = model.base.__name__
@@ -78,24 +91,41 @@ def config_class(record: Backbone, model: Model) -> type:
         twinflow_backbone = record.name
 
         @classmethod
-        def matches(cls, unet_config, state_dict=None, unet_key_prefix=""):
-            if state_dict is None or (image_model and unet_config.get("image_model") != image_model):
+        def matches(cls, unet_config, state_dict=None, unet_key_prefix="", *_, **__):  # ComfyUI asks for every file it loads
+            if state_dict is None:
                 return False
             prefix = unet_key_prefix or prefix_before(record.layout.native, state_dict)
             settings = settings_of(record, model, state_dict, prefix)
-            return settings is not None and (prefix + key in state_dict or bool(settings) or not known)
+            if settings is None:
+                return False
+            two = prefix + key in state_dict
+            found = without_second(unet_config, state_dict, prefix) if two else unet_config
+            names = (image_model, *model.taken_for) if two else (image_model,)
+            return (image_model is None or found.get("image_model") in names) and (two or bool(settings) or not known)
 
         def get_model(self, state_dict, prefix="", device=None):
-            settings = settings_of(record, model, state_dict, prefix) or {}
+            settings, two = settings_of(record, model, state_dict, prefix) or {}, prefix + key in state_dict
+            if two:
+                self.unet_config = without_second(self.unet_config, state_dict, prefix)
             self.unet_config = {**self.unet_config, **settings}
             if settings.get("out_channels") == Pixels.latent_channels:
                 self.latent_format = Pixels()
-            if prefix + key in state_dict:
-                return second(self, device=device)
-            return small(self, device=device) if small else super().get_model(state_dict, prefix, device)
+            kind = second if two else small
+            return built(record, kind, self, device) if kind else super().get_model(state_dict, prefix, device)
 
     Config.__name__ = Config.__qualname__ = "TwinFlow" + model.config.__name__
     return Config
+
+
+def built(record: Backbone, kind: type, config, device):
+    """The model, of this kind.  Raises ValueError where ComfyUI builds it in another way than we know."""
+    try:
+        model = kind(config, device=device)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(why_left_out(record, error)) from error
+    if not isinstance(model.diffusion_model, kind.network):
+        raise ValueError(why_left_out(record, f"{kind.__name__} builds {type(model.diffusion_model).__name__}"))
+    return model
 
 
 def prefix_before(key: str, state_dict: Mapping[str, Tensor]) -> str:
@@ -104,20 +134,64 @@ def prefix_before(key: str, state_dict: Mapping[str, Tensor]) -> str:
 
 
 def register() -> list[type]:
-    """Put our classes in front of the stock ones; a backbone for which ComfyUI has such a class already is left to it."""
-    stock, added = comfy.supported_models.models, []
+    """Have detection ask our classes first; returns them.  A backbone whose classes cannot be made is left out."""
+    added = []
     for file, record in supported().items():
-        model = import_module(f".backbones.{file}", __package__).MODEL
-        if model is None or any(getattr(c, "twinflow_backbone", None) == record.name for c in stock):
-            continue
-        if any(key.endswith(record.second[0]) for c in stock if issubclass(c, model.config) for key in c.required_keys):
-            logging.info("[TwinFlow] ComfyUI itself has %s with a second time embedder; its class is used", record.title)
-            continue
-        if model.config not in stock:
-            detect_also(record, model)
-        added.append(config_class(record, model))
-        stock.insert(0, added[-1])
+        try:
+            if any(getattr(c, "twinflow_backbone", None) == record.name for c in comfy.supported_models.models):
+                continue  # the pack is installed twice
+            model = import_module(f".backbones.{file}", __package__).MODEL
+            config = config_class(record, model)
+            if model.config not in comfy.supported_models.models:
+                detect_also(record, model)
+        except Exception as error:  # whatever an older or a newer ComfyUI lacks
+            config = refusing_class(record, why_left_out(record, error))
+            logging.warning("[TwinFlow] %s", why_left_out(record, error))
+        added.append(config)
+    comfy.supported_models.models[:0] = added
+    stand_in_front(added)
     return added
+
+
+def stand_in_front(configs: list[type]) -> None:
+    """Let detection ask these first, whatever is put in front of the list before us or after us."""
+    stock = getattr(comfy.model_detection, "model_config_from_unet_config", None)
+    if stock is None:  # they stand in the list
+        return
+
+    @functools.wraps(stock)
+    def model_config_from_unet_config(unet_config, *args, **kwargs):
+        own = next((c for c in configs if c.matches(unet_config, *args, **kwargs)), None)
+        return stock(unet_config, *args, **kwargs) if own is None else own(unet_config)
+
+    comfy.model_detection.model_config_from_unet_config = model_config_from_unet_config
+
+
+def why_left_out(record: Backbone, error: Exception | str) -> str:
+    """In a sentence."""
+    note = f" ({record.note})" if record.note else ""
+    return (
+        f"{record.title} is left out, because this ComfyUI lacks what the pack builds on ({error}). Update it{note}, or, "
+        "where it is the newest, this pack"
+    )
+
+
+def refusing_class(record: Backbone, reason: str) -> type:
+    """In place of a backbone that is left out: refuses its files, which would be loaded without their second time embedder."""
+
+    class Config(comfy.supported_models_base.BASE):
+        twinflow_backbone = record.name
+
+        @classmethod
+        def matches(cls, unet_config, state_dict=None, unet_key_prefix="", *_, **__):
+            prefix = unet_key_prefix or prefix_before(record.layout.native, state_dict or {})
+            return all(prefix + key in (state_dict or {}) for key in (record.layout.native, record.second[0]))
+
+        def get_model(self, state_dict, prefix="", device=None):
+            raise ValueError(reason)
+
+    Config.__name__ = Config.__qualname__ = "No" + record.title.replace("-", "").replace(".", "")
+    return Config
 
 
 def detect_also(record: Backbone, model: Model) -> None:

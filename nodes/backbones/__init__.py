@@ -24,6 +24,7 @@ class Model:
     settings: what to change in the detected configuration for a network of these widths (see Backbone.widths), nothing for a
     published size; raises KeyError for tensors of another model.  shapes: of the file's tensors, by diffusers' names.
     small: the plain network, where the stock one cannot be built with such settings.
+    taken_for: what else ComfyUI's detection calls a file of this backbone (its image_model), guessing by what is absent.
     """
 
     config: type
@@ -31,6 +32,7 @@ class Model:
     network: type
     settings: Callable[[dict, Mapping[str, tuple[int, ...]]], dict]
     small: type | None = None
+    taken_for: tuple[str, ...] = ()
 
 
 class TwoTimes(nn.Module):
@@ -63,7 +65,10 @@ class TwoTimes(nn.Module):
 
 def with_pair(stock: Callable) -> Callable:
     """The stock forward, conditioned on (t, r) where the sampler gives a target time."""
-    names = list(inspect.signature(stock).parameters)[3:]  # after self, x and timesteps; their order changed between versions
+    parameters = inspect.signature(stock).parameters
+    names = list(parameters)[3:]  # after self, x and timesteps; their order changed between versions
+    if "transformer_options" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise TypeError(f"{stock.__qualname__} takes no transformer_options, in which t and r travel")
 
     @functools.wraps(stock)
     def forward(self, x, timesteps, *args, **kwargs):

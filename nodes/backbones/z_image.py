@@ -11,9 +11,12 @@ PUBLISHED = 3840  # width
 
 
 class SmallZImage(lumina.NextDiT):
-    """Z-Image whose time embedder has other widths than those that NextDiT derives from its dim."""
+    """Z-Image whose time embedder has other widths than those that NextDiT derives from its dim.
 
-    def __init__(self, *args, time_widths=None, dtype=None, device=None, operations=None, **kwargs):
+    masked_pad_multiple: what ComfyUI sets for Ming-Image, which it takes a Z-Image without pad tokens for; not used.
+    """
+
+    def __init__(self, *args, time_widths=None, masked_pad_multiple=None, dtype=None, device=None, operations=None, **kwargs):
         build = dict(dtype=dtype, device=device, operations=operations)
         super().__init__(*args, **kwargs, **build)
         if time_widths:
@@ -53,9 +56,4 @@ def settings(widths: dict, shapes) -> dict:
     )
 
 
-# ComfyUI 0.3.74 brought Z-Image
-MODEL = (
-    Model(comfy.supported_models.ZImage, comfy.model_base.Lumina2, ZImage, settings, SmallZImage)
-    if hasattr(comfy.supported_models, "ZImage")
-    else None
-)
+MODEL = Model(comfy.supported_models.ZImage, comfy.model_base.Lumina2, ZImage, settings, SmallZImage, taken_for=("ming_image",))
