@@ -56,7 +56,7 @@ class Emoji(SmallQwenImage):
     def recipe(self, mode: str) -> dict[str, Any]:
         """The base's is docs/emoji.md's; the distillation's is where the lab stood, and not tuned."""
         own = dict(
-            base_steps=20000, base_batch=256, base_optimizer="muon", base_lr=2e-3, base_matrix_lr=5e-3, base_ema=0.999,
+            base_steps=5000, base_batch=256, base_optimizer="muon", base_lr=4e-3, base_matrix_lr=1e-2, base_ema=0.999,
             sample_every=2000, dtype="fp32",
         )  # fmt: skip
         if mode == "base":

@@ -5,6 +5,7 @@ with its skin tones, and no picture of them is trained on, not even under anothe
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ SIDE = 32
 TONE = re.compile(r" (?:medium-)?(?:light|medium|dark) skin tone")
 LETTERS, TAGS = range(0x1F1E6, 0x1F200), range(0xE0061, 0xE007B)  # that flags of countries are made of
 UNNAMED = 0.1  # share of rows of the base's training without a prompt
+ALONE = 3  # times that a name's only picture is shown, for each time that one of a name with skin tones is
 THINNED = 0.1  # and share whose prompt lacks words, so that a part of a name is a prompt, too
 
 
@@ -104,24 +106,28 @@ def sayable(captions: Iterable[str], words: Iterable[str]) -> list[int]:
 class NumberedEmoji:
     """A training.loop.Data: pixels (B, 3, 32, 32) in [-1, 1] under the numbers of their words (B, L), -1 behind the last.
 
-    dropped: whether some prompts are left out or thinned, as the base's training needs it.
+    varied: whether some prompts are left out or thinned, and pictures that are alone are shown more often: a base learns names
+    with skin tones far sooner than those of one picture.
     """
 
     pictures: Pictures
     words: Words
-    dropped: bool = True
+    varied: bool = True
 
     def __post_init__(self):
         self.prompts = [self.words.numbers_of(caption) for caption in self.pictures.captions]
         self.length = max(map(len, self.prompts))
+        count = Counter(self.pictures.names)
+        times = [ALONE if self.varied and count[name] == 1 else 1 for name in self.pictures.names]
+        self.rows = [row for row, often in enumerate(times) for _ in range(often)]
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.rows)
 
     def batch_at(self, index: int, batch: int, seed: int) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        rows = [row for _, row in rows_at(index * batch, batch, len(self), seed)]
+        rows = [self.rows[number] for _, number in rows_at(index * batch, batch, len(self), seed)]
         prompts = [self.prompts[row] for row in rows]
-        if self.dropped:
+        if self.varied:
             chance = torch.rand((batch, 1 + self.length), generator=torch.Generator().manual_seed(seed_of(seed, "drop", index)))
             prompts = [self.thinned(prompt, c) for prompt, c in zip(prompts, chance.tolist())]
         pixels = self.pictures.pixels[rows].float() / 127.5 - 1

@@ -101,7 +101,7 @@ class EmojiRun:
         base = settings.base.path or known.SHIPPED / "base.safetensors"
         model, words = self.backbone.load(base), load_words(base.parent / "words.safetensors")
         table = WordTable(words.vectors)
-        train, unseen = (Latents(NumberedEmoji(sayable_part(p, words), words, dropped=False), table) for p in split())
+        train, unseen = (Latents(NumberedEmoji(sayable_part(p, words), words, varied=False), table) for p in split())
         save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "emoji", "modelspec.license": LICENCE})
         save_words(folder / "words.safetensors", words, {"modelspec.license": LICENCE})
         save_prompts(folder / "prompts.safetensors", {text: words.encode(text) for text in ("", *SHOWN)})
@@ -165,7 +165,7 @@ class EmojiRun:
 
         return Plan(
             fresh, Latents(NumberedEmoji(train, words)), BASE_OBJECTIVE, write,
-            validation=Latents(NumberedEmoji(sayable_part(unseen, words), words, dropped=False)), preview=preview, labels=SHOWN,
+            validation=Latents(NumberedEmoji(sayable_part(unseen, words), words, varied=False)), preview=preview, labels=SHOWN,
         )  # fmt: skip
 
     def asked(self, settings: Settings, words: Words) -> tuple[list[str], Tensor, Condition]:
