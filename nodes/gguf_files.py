@@ -5,15 +5,18 @@ The file's architecture field is not looked at: repacks of TwinFlow files carry 
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..twinflow.weights import WeightsError
+from .values import WHOLE
 
 NEEDED = ("GGMLOps", "GGUFModelPatcher")  # of ComfyUI-GGUF, to keep weights quantised
 
@@ -63,7 +66,8 @@ def read_header(path: str) -> GgufHeader:
     metadata = {key: text for key, f in reader.fields.items() if (text := text_of(gguf, f)) is not None}
 
     def read(keys: list[str], keep: Callable[[str], bool]) -> dict[str, Tensor]:
-        found = {key: read_tensor(gguf, reader, tensors[key], name, keep(key)) for key in keys}
+        pack = quantised_pack()
+        found = {key: read_tensor(gguf, reader, tensors[key], name, pack if keep(key) else None) for key in keys}
         if packed := [t for t in found.values() if is_quantised(t)]:  # ComfyUI-GGUF counts room to unpack the largest
             max(packed, key=lambda t: t.numel()).is_largest_weight = True  # pyright: ignore[reportAttributeAccessIssue]
         return found
@@ -87,26 +91,28 @@ def shape_of(reader, tensor) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape))
 
 
-def read_tensor(gguf, reader, tensor, name: str, keep: bool) -> Tensor:
+def read_tensor(gguf, reader, tensor, name: str, pack) -> Tensor:
+    """pack: ComfyUI-GGUF, where the tensor may stay quantised; else it is unpacked."""
+    data = np.asarray(tensor.data)  # numpy's memmap, thousands of times, is slow
     kinds, kind, shape = gguf.GGMLQuantizationType, tensor.tensor_type, shape_of(reader, tensor)
     plain = {kinds.F32: torch.float32, kinds.F16: torch.float16, kinds.F64: torch.float64, kinds.BF16: torch.bfloat16}
     if kind in plain:
-        return torch.from_numpy(tensor.data).view(plain[kind]).reshape(shape)
-    pack = quantised_pack() if keep and len(shape) > 1 else None
+        return torch.from_numpy(data).view(plain[kind]).reshape(shape)
+    pack = pack if len(shape) > 1 else None
+    whole = pack is None or math.prod(shape) <= WHOLE  # of a large one that stays packed a row is looked at
     try:
-        values = gguf.quants.dequantize(tensor.data if pack is None else tensor.data[:1], kind)
+        values = gguf.quants.dequantize(data if whole else data[:1], kind)
     except NotImplementedError:
         raise WeightsError(
             f"{name}: has weights of the GGUF type {kind.name}, which the 'gguf' package cannot unpack: "
             f"update 'gguf', or take another quantisation of the file ({tensor.name})"
         ) from None
-    values = torch.from_numpy(values)
-    if not values.isfinite().all():
+    if not np.isfinite(values).all():
         raise WeightsError(f"{name}: has values that are not numbers: it is damaged, fetch it again ({tensor.name})")
     if pack is None:
-        return values.to(torch.bfloat16).reshape(shape)
+        return torch.from_numpy(values).to(torch.bfloat16).reshape(shape)
     ggml = importlib.import_module(".ops", pack.__package__).GGMLTensor
-    return ggml(torch.from_numpy(tensor.data), tensor_type=kind, tensor_shape=torch.Size(shape))
+    return ggml(torch.from_numpy(data), tensor_type=kind, tensor_shape=torch.Size(shape))
 
 
 def is_quantised(tensor: Tensor) -> bool:

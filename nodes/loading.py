@@ -18,6 +18,7 @@ from . import gguf_files, lora
 from .model_files import ModelFile, open_file
 from .quantised import COMPANIONS, METADATA
 from .report import Report
+from .saved import attach_provenance
 from .supported import names
 from .time_conditioning import TimeConditioning, attach, has_second_embedder
 
@@ -276,6 +277,7 @@ def with_time_conditioning(patcher, backbone: Backbone, files: list[ModelFile]):
     two = has_second_embedder(patcher.model)
     if two and ours:
         backbone.native_time.of(patcher.model.diffusion_model).signed = ours[0].signed_time
+    attach_provenance(patcher, ours[0] if ours else None)
     return attach(
         patcher, TimeConditioning("two" if two else "fold", recommended=next((p.sampler for p in ours if p.sampler), ()))
     )

@@ -9,6 +9,7 @@ from . import lora, model_files
 from .loading import described, one_line
 from .model_files import LORAS, ModelFile
 from .report import Report, shown
+from .saved import attach_provenance
 from .schedule import CATEGORY
 from .supported import backbone_of
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
@@ -91,5 +92,6 @@ def apply_file(model, file: ModelFile, strength: float):
     unnamed = "" if provenance else " (the file names none; TwinFlow Model Patch sets another)"
     details.append(f"time conditioning: {rule}{unnamed}")
     time = replace(time, rule=rule, recommended=provenance.sampler if provenance and provenance.sampler else time.recommended)
+    attach_provenance(patcher, provenance)
     times = {"two": "two-time", "fold": "folded time", "off": "time t only"}[rule]
     return attach(patcher, time), Report(f"{result.verdict()}, {times}", details, result.warnings(file.name))
