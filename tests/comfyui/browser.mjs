@@ -34,12 +34,14 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
   const workflow = await page.evaluate(
     async ({ name, notes, groups, graph, extra, packs }) => {
       const TITLE = 30, FOOTER = 34, SPACE = 30, PAD = 14, HEAD = 44; // a footer carries "Error" and "Show advanced"
-      const WIDTH = { CLIPTextEncode: 380, TextEncodeQwenImageEdit: 340, SaveImage: 380 };
-      const ROOM = { CLIPTextEncode: 170, TextEncodeQwenImageEdit: 190, SaveImage: 420, LoadImage: 330, TwinFlowModelLoader: 330, TwinFlowLoraLoader: 250, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: 300 };
+      const columns = Object.values(groups).flat().length;
+      const WIDE = columns > 5 ? 250 : columns > 4 ? 280 : 330;
+      const WIDTH = { CLIPTextEncode: columns > 4 ? WIDE : 380, SaveImage: columns > 4 ? WIDE : 380 };
+      const ROOM = { CLIPTextEncode: 150, TextEncodeQwenImageEdit: 190, SaveImage: columns > 4 ? 300 : 420, LoadImage: 320, TwinFlowModelLoader: 300, TwinFlowLoraLoader: 210, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: 270 };
       const drawn = () => new Promise((done) => setTimeout(done, 1500));
       await window.app.loadApiJson(graph, name);
       const g = window.app.graph;
-      const width = (column) => Math.max(...column.map((id) => WIDTH[g.getNodeById(id).type] ?? 330));
+      const width = (column) => Math.max(...column.map((id) => WIDTH[g.getNodeById(id).type] ?? WIDE));
       for (const columns of Object.values(groups))
         for (const column of columns)
           for (const id of column) {
@@ -51,7 +53,21 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
         for (const widget of node.widgets ?? []) if (widget.name === 'control_after_generate') widget.value = 'randomize';
         Object.assign(node.properties, packs[String(node.id)]);
       }
-      const top = 250;
+      const inner = (columns) => columns.reduce((sum, column) => sum + width(column) + SPACE, 2 * PAD - SPACE);
+      const whole = Object.values(groups).reduce((sum, columns) => sum + inner(columns) + SPACE, -SPACE);
+      const papers = notes.map((text, i) => {
+        const paper = window.LiteGraph.createNode('MarkdownNote');
+        paper.title = [name, '说明'][i];
+        g.add(paper);
+        paper.widgets[0].value = text;
+        paper.setSize([(whole - SPACE) / 2, 100]);
+        paper.pos = [i * (whole + SPACE) / 2, TITLE];
+        return paper;
+      });
+      await drawn();
+      const high = Math.max(...papers.map((paper) => paper.size[1]));
+      for (const paper of papers) paper.setSize([paper.size[0], high]);
+      const top = TITLE + high + SPACE;
       let x = 0;
       for (const [title, columns] of Object.entries(groups)) {
         const left = x;
@@ -74,15 +90,6 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
         group.size = [x - left, bottom - top];
         x += SPACE;
       }
-      const whole = x - SPACE;
-      notes.forEach((text, i) => {
-        const paper = window.LiteGraph.createNode('MarkdownNote');
-        paper.title = ['About', '说明'][i];
-        g.add(paper);
-        paper.widgets[0].value = text;
-        paper.setSize([(whole - SPACE) / 2, top - TITLE - SPACE]);
-        paper.pos = [i * (whole + SPACE) / 2, TITLE];
-      });
       await drawn();
       const tall = Math.max(...g.groups.map((group) => group.pos[1] + group.size[1]));
       const scale = Math.min(1480 / whole, 860 / tall);

@@ -56,12 +56,12 @@ class Template:
     app: list[tuple[str, str]] = field(default_factory=list)
 
     def notes(self) -> tuple[str, str]:
-        heads = (f"## {self.title}\n", "")
-        return tuple(f"{head}{text}\n\n{self.files(arrow)}".strip() for head, text, arrow in zip(heads, self.says, ("to", "放到")))
+        english, chinese = self.says
+        return f"{english}\n\n{self.files('to')}".strip(), f"{chinese}\n\n{self.files('放到')}".strip()
 
     def files(self, to: str) -> str:
         return "\n".join(
-            f"- [{name}]({FILES[name][1]}) {to} `models/{FILES[name][0]}`" for node in self.graph.values() for name in files_of(node)[:1]
+            f"- [{name}]({FILES[name][1]}) {to} models/{FILES[name][0]}" for node in self.graph.values() for name in files_of(node)[:1]
         )
 
 
@@ -69,6 +69,10 @@ def files_of(node: dict) -> list[str]:
     """The files of this node that can be downloaded; any shard of the release needs all."""
     named = [value for value in node["inputs"].values() if isinstance(value, str) and value in FILES]
     return SHARDS if SHARDS[0] in named else named
+
+
+def command(line: str) -> str:
+    return f"\n\n```\n{line}\n```\n\n"
 
 
 def node(kind: str, **inputs) -> dict:
@@ -131,12 +135,12 @@ def qwen_image():
     return Template(
         "Qwen-Image in 2 steps",
         (
-            "The release is one model in eight files (41 GB): get all of them with\n"
-            f"`{ALL_SHARDS}` and put them together into `models/diffusion_models`; any of them may be chosen in the loader. "
-            f"Smaller, as one file: a [GGUF of it]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf) (with ComfyUI-GGUF).",
-            "发布的模型分为八个文件（共 41 GB）。用下面的命令全部下载：\n"
-            f"`{ALL_SHARDS}`，一起放到 `models/diffusion_models`，在加载器中选任意一个即可。"
-            f"更小的单个文件：[GGUF 版本]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf)（需要 ComfyUI-GGUF）。",
+            "The release is one model in eight files, 41 GB. Put all of them into models/diffusion_models, choose any. "
+            f"Smaller, and one file: a [GGUF of it]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf), with ComfyUI-GGUF."
+            f"{command(ALL_SHARDS)}",
+            "发布的模型分为八个文件，共 41 GB；全部放到 models/diffusion_models，在加载器中选任意一个。"
+            f"更小的单个文件：[GGUF 版本]({HF}/smthem/TwinFlow-Qwen-Image-v1.0-diffusers-gguf)，需要 ComfyUI-GGUF。"
+            f"{command(ALL_SHARDS)}",
         ),
         PLAIN,
         {
@@ -210,7 +214,7 @@ def image_to_image():
             "Needs ComfyUI 0.3.74.",
             "用 Z-Image Turbo 处理你的图片。denoise 决定改动的幅度；步数不变。需要 ComfyUI 0.3.74。",
         ),
-        {"1 Model": MODEL, "2 Prompt": [["prompt", "image", "latent"]], "3 Sample": SAMPLE},
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "image"]], "3 Sample": [["latent", "sample", "decode"], ["save"]]},
         {
             "model": Z_MODEL,
             **Z_TEXT,
@@ -231,7 +235,7 @@ def inpainting():
             "Needs ComfyUI 0.3.74.",
             "右键点击图片，打开遮罩编辑器，涂抹要由 Z-Image Turbo 重画的部分。需要 ComfyUI 0.3.74。",
         ),
-        {"1 Model": MODEL, "2 Prompt": [["prompt", "image", "encoded", "latent"]], "3 Sample": SAMPLE},
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "image"]], "3 Sample": [["encoded", "latent", "sample", "decode"], ["save"]]},
         {
             "model": Z_MODEL,
             **Z_TEXT,
@@ -246,25 +250,23 @@ def inpainting():
 
 
 def compare_steps():
-    graph = {"model": Z_MODEL, **Z_TEXT, "latent": empty(), "seed": node("PrimitiveInt", value=42)}
-    for steps in (1, 2, 4, 8):
-        graph[f"sample{steps}"] = sample(preset="1 step" if steps == 1 else f"{steps} steps")
-        graph[f"sample{steps}"]["inputs"]["seed"] = ["seed", 0]
-    graph["first"] = node("LatentBatch", samples1=["sample1", 0], samples2=["sample2", 0])
-    graph["second"] = node("LatentBatch", samples1=["sample4", 0], samples2=["sample8", 0])
-    graph["sample"] = node("LatentBatch", samples1=["first", 0], samples2=["second", 0])
-    graph |= finish("ae.safetensors", "twinflow_steps")
+    graph = {"model": Z_MODEL, **Z_TEXT, "vae": node("VAELoader", vae_name="ae.safetensors"), "latent": empty()}
+    graph["seed"] = node("PrimitiveInt", value=42)
+    columns = []
+    for preset in ("1 step", "2 steps", "4 steps", "8 steps"):
+        names = [f"{what} {preset}" for what in ("sample", "decode", "save")]
+        graph[names[0]] = sample(preset=preset)
+        graph[names[0]]["inputs"]["seed"] = ["seed", 0]
+        graph[names[1]] = node("VAEDecode", samples=[names[0], 0], vae=["vae", 0])
+        graph[names[2]] = node("SaveImage", images=[names[1], 0], filename_prefix=f"twinflow_{preset.replace(' ', '_')}")
+        columns.append(names)
     return Template(
         "Compare 1, 2, 4 and 8 steps",
         (
-            "Z-Image Turbo from one seed, in reading order: 1, 2, 4 and 8 steps. Needs ComfyUI 0.3.74.",
-            "Z-Image Turbo，同一个种子，依次为 1、2、4、8 步。需要 ComfyUI 0.3.74。",
+            "Z-Image Turbo from one seed, side by side. Needs ComfyUI 0.3.74.",
+            "Z-Image Turbo，同一个种子，并排比较。需要 ComfyUI 0.3.74。",
         ),
-        {
-            "1 Model": MODEL,
-            "2 Prompt": [["prompt", "latent", "seed"]],
-            "3 Sample": [["sample1", "sample2"], ["sample4", "sample8"], ["first", "second", "sample", "decode", "save"]],
-        },
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "latent", "seed"]], "3 Sample": columns},
         graph,
         [PROMPT, ("seed", "value"), *SIZE],
     )
@@ -272,15 +274,13 @@ def compare_steps():
 
 def qwen_image_lora():
     return Template(
-        "Qwen-Image with your own LoRA",
+        "Your Qwen-Image LoRA",
         (
-            "**Train first**, with this pack's trainer:\n"
-            "`python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images`\n"
-            "then copy `runs/qwen-image-lora/qwen-image-lora.safetensors` to `models/loras`. The loader reads from the file which "
+            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images')}"
+            "then copy **runs/qwen-image-lora/qwen-image-lora.safetensors** to models/loras. The loader reads from the file which "
             "times it was trained with and how to sample it.",
-            "**先训练**，使用本包的训练器：\n"
-            "`python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images`\n"
-            "然后把 `runs/qwen-image-lora/qwen-image-lora.safetensors` 复制到 `models/loras`。加载器会从文件中读取时间条件和采样设置。",
+            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images')}"
+            "然后把 **runs/qwen-image-lora/qwen-image-lora.safetensors** 复制到 models/loras。加载器会从文件中读取时间条件和采样设置。",
         ),
         {**PLAIN, "1 Model": [["model", "clip", "vae", "lora"]]},
         {
@@ -297,15 +297,13 @@ def qwen_image_lora():
 
 def qwen_image_edit():
     return Template(
-        "Qwen-Image-Edit with your own adapter",
+        "Your Qwen-Image-Edit adapter",
         (
-            "**Train first**, with this pack's trainer:\n"
-            "`python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl`\n"
-            "then copy `runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors` to `models/loras`: a LoRA and the second time "
+            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl')}"
+            "then copy **runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors** to models/loras: a LoRA and the second time "
             "embedder in one file.",
-            "**先训练**，使用本包的训练器：\n"
-            "`python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl`\n"
-            "然后把 `runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors` 复制到 `models/loras`：LoRA 与第二时间嵌入器合为一个文件。",
+            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl')}"
+            "然后把 **runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors** 复制到 models/loras：LoRA 与第二时间嵌入器合为一个文件。",
         ),
         {"1 Model": MODEL, "2 Prompt": [["image", "scaled"], ["prompt", "latent"]], "3 Sample": SAMPLE},
         {
@@ -331,15 +329,13 @@ def qwen_image_edit():
 
 def sd35_lora():
     return Template(
-        "SD3.5 with your own LoRA",
+        "Your SD3.5 LoRA",
         (
-            "**Train first**, with this pack's trainer:\n"
-            "`python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images`\n"
-            "then copy `runs/sd3.5-lora/sd3.5-lora.safetensors` to `models/loras`. TwinFlow Model Patch shows the times that the "
+            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images')}"
+            "then copy **runs/sd3.5-lora/sd3.5-lora.safetensors** to models/loras. TwinFlow Model Patch shows the times that the "
             "model gets; for a LoRA whose file does not say so, set it to folded.",
-            "**先训练**，使用本包的训练器：\n"
-            "`python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images`\n"
-            "然后把 `runs/sd3.5-lora/sd3.5-lora.safetensors` 复制到 `models/loras`。TwinFlow 模型补丁显示模型接收的时间；"
+            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images')}"
+            "然后把 **runs/sd3.5-lora/sd3.5-lora.safetensors** 复制到 models/loras。TwinFlow 模型补丁显示模型接收的时间；"
             "文件没有说明的 LoRA 请设为 folded。",
         ),
         {**PLAIN, "1 Model": [["model", "lora", "patch"]]},
@@ -358,23 +354,23 @@ def sd35_lora():
 
 def digits():
     return Template(
-        "Handwritten digits on any CPU",
+        "Handwritten digits",
         (
-            "**Train first**: `make demo` (minutes on any CPU), then copy from `runs/digits-lora`\n"
-            "- `base.safetensors` to `models/diffusion_models`\n"
-            "- `digits-lora.safetensors` to `models/loras`\n"
-            "- `prompts.safetensors` to `models/prompts` (make the folder)\n\n"
+            "**Train first**, minutes on any CPU: **make demo**. Then copy from runs/digits-lora\n"
+            "- base.safetensors to models/diffusion_models\n"
+            "- digits-lora.safetensors to models/loras\n"
+            "- prompts.safetensors to models/prompts (make the folder)\n\n"
             "No text encoder and no VAE: prompts are cached, latents are pixels. The prompt is any digit.",
-            "**先训练**：`make demo`（任何 CPU 上几分钟），然后从 `runs/digits-lora` 复制\n"
-            "- `base.safetensors` 到 `models/diffusion_models`\n"
-            "- `digits-lora.safetensors` 到 `models/loras`\n"
-            "- `prompts.safetensors` 到 `models/prompts`（新建此文件夹）\n\n"
+            "**先训练**，任何 CPU 上几分钟：**make demo**。然后从 runs/digits-lora 复制\n"
+            "- base.safetensors 到 models/diffusion_models\n"
+            "- digits-lora.safetensors 到 models/loras\n"
+            "- prompts.safetensors 到 models/prompts（新建此文件夹）\n\n"
             "不需要文本编码器和 VAE：提示词已缓存，latent 就是像素。提示词可以是任意数字。",
         ),
         {
             "1 Model": [["vae", "model"]],
             "2 Prompt": [["prompt", "empty", "latent"]],
-            "3 Sample": [["sample", "decode"], ["large", "save"]],
+            "3 Sample": [["sample", "decode", "large"], ["save"]],
         },
         {
             "model": load("base.safetensors", "digits-lora.safetensors"),
