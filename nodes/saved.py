@@ -15,7 +15,7 @@ KEY = "twinflow"
 
 def remembered(model: comfy.model_base.BaseModel) -> Provenance | None:
     """Of the file that a model was loaded from, by whatever loader."""
-    return getattr(model.model_config, KEY, None)
+    return vars(model.model_config).get(KEY)  # ComfyUI's configurations answer any name, and complain
 
 
 def provenance_of(patcher) -> Provenance | None:
