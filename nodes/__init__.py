@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import help_pages, registry
+from . import help_pages, registry, saved, stock_lora
 from .cached_prompt import CachedPrompt
 from .lora_loader import LoraLoader
 from .model_loader import ModelLoader
@@ -16,6 +16,8 @@ WEB_DIRECTORY = "web"
 NODES = [ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot]
 
 registry.register()
+saved.remember()
+stock_lora.watch()
 help_pages.add_route()
 
 

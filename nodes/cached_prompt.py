@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..twinflow.prompts import load_prompts
+from ..twinflow.weights import WeightsError
 from . import model_files
 from .schedule import CATEGORY
 
@@ -35,7 +36,11 @@ class CachedPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, prompt="") -> io.NodeOutput:
-        prompts = load_prompts(model_files.path_of(file, FOLDER))
+        path = model_files.path_of(file, FOLDER)
+        try:
+            prompts = load_prompts(path)
+        except WeightsError as error:
+            raise ValueError(str(error).replace(path, file)) from None
         found = [p for name, p in prompts.items() if prompt in ("", name, p.text)]
         if not found:
             names = ", ".join(f"{name} ({p.text!r})" for name, p in list(prompts.items())[:12])

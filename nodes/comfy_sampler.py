@@ -4,10 +4,8 @@ sigma is the time t; model(x, sigma) answers with the data, so v = (x - data) / 
 """
 
 import hashlib
-import logging
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -15,7 +13,8 @@ from tqdm.auto import tqdm
 
 from ..twinflow import path
 from ..twinflow.sampler import sample
-from .supported import backbone_of, names
+from .inputs import check_flow, check_latent, check_times
+from .setups import check_conditioning, check_scale, check_style
 from .time_conditioning import KEY, TimeConditioning, time_conditioning_of
 
 # An empty latent noised from here on is text to image: it starts from noise alone, as the released sampler does.
@@ -32,12 +31,16 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
     extra_args = dict(extra_args or {})
     guider = model.inner_model
     base = guider.inner_model
-    times = sigmas.cpu()  # the only wait for the device
-    check_model(base, times)
+    times, noise, latent = sigmas.cpu(), model.noise.cpu(), model.latent_image  # the only wait for the device
+    check_flow(base, base.model_sampling)
+    check_times(times)
+    check_scale(base)
+    check_latent(base, latent)
     model_options = extra_args.pop("model_options", {})
     time = time_conditioning_of(base, model_options)
-    warn_without_target(base, time, options["style"])
-    if times[0] > PURE_NOISE and not torch.count_nonzero(model.latent_image):
+    check_conditioning(base, time, options["style"], getattr(guider, "cfg", 1.0))
+    check_style(options["style"], options.get("stochasticity"), times)
+    if times[0] > PURE_NOISE and not torch.count_nonzero(latent):
         x = x / times[0].to(x)  # ComfyUI scaled the noise by the first time
 
     def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
@@ -52,8 +55,8 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
             if callback is not None:
                 callback({"i": i, "x": x_t.to(x), "denoised": data.to(x), "sigma": t, "sigma_hat": t})
 
-        noise = FreshNoise(extra_args.get("seed"))
-        return sample(velocity, x, times, noise_like=noise, callback=report, **options)
+        fresh = FreshNoise(row_seeds(extra_args.get("seed") or 0, noise if noise.any() else latent.cpu()))
+        return sample(velocity, x, times, noise_like=fresh, callback=report, **options)
 
 
 def with_target(model_options: dict, time: TimeConditioning, r: Tensor) -> dict:
@@ -62,57 +65,27 @@ def with_target(model_options: dict, time: TimeConditioning, r: Tensor) -> dict:
     return {**model_options, "transformer_options": transformer_options}
 
 
-class FreshNoise:
-    """Noise that depends on the seed, the draw and the place in the batch only: not on the device, nor on the neighbours."""
+def row_seeds(seed: int, start: Tensor) -> list[str]:
+    """What fresh noise hangs on: the seed and what each row started from, which it keeps when it is taken out of its batch.
 
-    def __init__(self, seed: int | None):
-        self.seed, self.draw = seed or 0, 0
+    start: the noise, or the latents where none is added.  ComfyUI makes the noise on the CPU, from a row's `batch_index`, and
+    tells samplers nothing else of it.  Equal rows are told apart by their order.
+    """
+    rows = [hashlib.blake2b(row.float().contiguous().numpy().tobytes(), digest_size=8).hexdigest() for row in start]
+    return [f"{seed} {row} {rows[:i].count(row)}" for i, row in enumerate(rows)]
+
+
+class FreshNoise:
+    """Noise that depends on the rows' seeds and the draw only: not on the device, nor on the neighbours."""
+
+    def __init__(self, seeds: list[str]):
+        self.seeds, self.draw = seeds, 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = [torch.randn(x.shape[1:], generator=self.generator(row)) for row in range(len(x))]
+        rows = [torch.randn(x.shape[1:], generator=self.generator(seed)) for seed in self.seeds]
         self.draw += 1
         return torch.stack(rows).to(x.device, non_blocking=True)
 
-    def generator(self, row: int) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed} {self.draw} {row}".encode(), digest_size=8).digest()
+    def generator(self, seed: str) -> torch.Generator:
+        digest = hashlib.blake2b(f"{seed} {self.draw}".encode(), digest_size=8).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def check_model(base, times: Tensor) -> None:
-    """Raises ValueError for a model or sigmas that have no flow-matching times; warns about times that would be changed."""
-    name = type(base).__name__
-    if not isinstance(base.model_sampling, comfy.model_sampling.CONST):
-        raise ValueError(
-            f"the model {name} does not predict a flow-matching velocity; the TwinFlow sampler needs one that does "
-            f"({names()}). Use another SAMPLER for this model"
-        )
-    if times.max() > 1:
-        raise ValueError(
-            f"sigmas start at {times.max():.4g}; flow-matching times lie between 1 and 0. "
-            "Connect TwinFlow Schedule, or another scheduler made for this model"
-        )
-    backbone = backbone_of(base)
-    scale = float(base.model_sampling.timestep(torch.tensor(0.5))) / 0.5
-    if backbone is not None and abs(scale - backbone.native_scale) > 1e-3 * backbone.native_scale:
-        logging.warning(
-            "[TwinFlow] a node before the sampler (ModelSamplingSD3, ModelSamplingAuraFlow or the like) multiplies the time of "
-            "%s by %g; it was trained with %g. The image will be wrong: remove or bypass that node",
-            name,
-            scale,
-            backbone.native_scale,
-        )
-
-
-def warn_without_target(base, time: TimeConditioning, style: str) -> None:
-    """A model that gets t only cannot tell a jump to r from the velocity at t."""
-    if time.rule == "off" and style != "multi":
-        advice = (
-            "right for a TwinFlow LoRA without an embedder" if style == "few" else "a TwinFlow LoRA needs the folded time here"
-        )
-        logging.log(
-            logging.INFO if style == "few" else logging.WARNING,
-            "[TwinFlow] %s gets the time t only, not the target time of the step: %s (TwinFlow LoRA Loader or TwinFlow Model "
-            "Patch)",
-            type(base).__name__,
-            advice,
-        )

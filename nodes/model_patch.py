@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from .report import Report, shown
 from .schedule import CATEGORY
 from .supported import names
-from .text_preview import text_preview
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
 RULES = {"auto": None, "two embedders": "two", "folded (t - r/2)": "fold", "off": "off"}
@@ -64,5 +64,5 @@ class ModelPatch(io.ComfyNode):
                 f"times is {times!r}, but the model ({name}) has no second time embedder. "
                 "Load a TwinFlow checkpoint or adapter with the TwinFlow Model Loader, or choose 'folded (t - r/2)'"
             )
-        report = f"{name} gets {GIVEN[time.rule]}; branch {branch}"
-        return io.NodeOutput(attach(model, time), report, ui=text_preview(cls, report))
+        report = Report(f"{name} gets {GIVEN[time.rule]}; branch {branch}")
+        return io.NodeOutput(attach(model, time), report.text(), ui=shown(cls, report))

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import Any
 
 import comfy.latent_formats
-import comfy.model_base
 import comfy.model_detection
 import comfy.supported_models
 import comfy.supported_models_base
@@ -22,10 +21,13 @@ from torch import Tensor
 
 from ..twinflow.backbones import WEIGHT_BIAS, Backbone, is_second_embedder
 from .backbones import Model
+from .saved import remembered
 from .supported import supported
+from .time_conditioning import has_second_embedder
+from .watched import Watched
 
 
-class WithNetwork(comfy.model_base.BaseModel):
+class WithNetwork(Watched):
     """Stands between a stock model and BaseModel, and hands the latter our network in place of the stock one."""
 
     network: type
@@ -125,6 +127,9 @@ def built(record: Backbone, kind: type, config, device):
         raise ValueError(why_left_out(record, error)) from error
     if not isinstance(model.diffusion_model, kind.network):
         raise ValueError(why_left_out(record, f"{kind.__name__} builds {type(model.diffusion_model).__name__}"))
+    provenance = remembered(model)
+    if provenance is not None and has_second_embedder(model):
+        record.native_time.of(model.diffusion_model).signed = provenance.signed_time
     return model
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..twinflow.presets import Sampling
 from .comfy_sampler import unified_sampler
+from .inputs import check_flow, check_latent, check_prompts
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
 from .time_conditioning import time_conditioning_of
 
@@ -94,6 +95,9 @@ class Sampler(io.ComfyNode):
             if cfg != 1:
                 raise ValueError(f"cfg is {cfg}, which needs a negative prompt; connect one, or set cfg to 1")
             negative = positive
+        check_flow(model.model, model.get_model_object("model_sampling"))
+        check_prompts(model.model, "positive", positive)
+        check_prompts(model.model, "negative", negative)
         if sigmas is None or sampler is None:
             sampling = recommended(model) if preset == FROM_FILE else PRESETS[preset]
             sigmas = denoised(sampling.times(), denoise).to(torch.float32) if sigmas is None else sigmas
@@ -105,6 +109,7 @@ def sample_latent(model, positive, negative, latent, sigmas, sampler, seed, cfg)
     """The latent with its samples replaced; masks, batch indices and previews as core's sampler nodes treat them."""
     latent = dict(latent)
     scales = {name: latent.pop(name) for name in ("downscale_ratio_spacial", "downscale_ratio_temporal") if name in latent}
+    check_latent(model.model, latent["samples"])
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **scales)
     if len(sigmas) < 2:  # denoise 0
         return latent | {"samples": samples}

@@ -21,6 +21,8 @@ from torch import Tensor
 from ..twinflow.path import widest
 from ..twinflow.presets import Sampling
 from ..twinflow.time_embedding import fold
+from .setups import check_stock_sampler
+from .saved import remembered
 from .supported import backbone_of
 
 KEY = "twinflow"
@@ -31,12 +33,14 @@ class TimeConditioning:
     """rule, branch: see above.  target: r, shape (B,) or (1,); None when the sampler gives none.
 
     recommended: the sampling settings that the file's own metadata names, best first.
+    unfolded: the LoRA, where a loader that cannot fold applied one that was trained with the rule fold.
     """
 
     rule: str = "two"
     branch: str = "real"
     target: Tensor | None = None
     recommended: tuple[Sampling, ...] = ()
+    unfolded: str = ""
 
     def with_target(self, target: Tensor) -> "TimeConditioning":
         return replace(self, target=target)
@@ -81,7 +85,10 @@ def has_second_embedder(model: comfy.model_base.BaseModel) -> bool:
 def time_conditioning_of(model: comfy.model_base.BaseModel, model_options: dict) -> TimeConditioning:
     """What a node attached to the model's options, else what the model's own layers allow."""
     time = model_options.get("transformer_options", {}).get(KEY)
-    return time or TimeConditioning("two" if has_second_embedder(model) else "off")
+    if time is not None:
+        return time
+    known = remembered(model)
+    return TimeConditioning("two" if has_second_embedder(model) else "off", recommended=known.sampler if known else ())
 
 
 def attach(patcher, time: TimeConditioning):
@@ -91,7 +98,7 @@ def attach(patcher, time: TimeConditioning):
     options[KEY] = time
     kind = comfy.patcher_extension.WrappersMP.APPLY_MODEL
     patcher.remove_wrappers_with_key(kind, KEY)
-    if time.rule != "two" and (time.rule == "fold" or time.branch == "twin"):
+    if time.rule != "two" and (time.rule == "fold" or time.branch == "twin" or time.unfolded):
         backbone = backbone_of(patcher.model)
         patcher.add_wrapper_with_key(kind, KEY, partial(with_single_time, backbone and backbone.native_time.view))
     return patcher
@@ -104,7 +111,11 @@ def with_single_time(view, executor, x, t, c_concat=None, c_crossattn=None, cont
     Works one level above the diffusion model, where the time is still the sigma: SD3 has no wrapper further in.
     """
     assert transformer_options is not None  # the wrapper was found in them
-    single = transformer_options[KEY].single(t)
+    time = transformer_options[KEY]
+    check_stock_sampler(executor.class_obj, time, transformer_options)
+    if time.rule == "off" and time.branch == "real":
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+    single = time.single(t)
     if view is not None:  # differs from 1 - sigma for a negative time only
         single = 1 - view(widest(single)).float()
     data = executor(x, single, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -280,12 +280,15 @@ def test_previews_and_progress(model, golden, run, monkeypatch):
 
 
 @pytest.mark.parametrize("node", ["ModelSamplingSD3", "ModelSamplingAuraFlow"])
-def test_nodes_that_change_the_times_are_met_with_a_warning(run, golden, model, sample, caplog, node):
+def test_nodes_that_change_the_times_are_refused(run, golden, model, sample, node):
     shifted = run(node, model=model, shift=3.0)[0]
-    wrong = (golden.name == "sd3") == (node == "ModelSamplingAuraFlow")
-    with caplog.at_level(logging.WARNING):
+    euler = run("KSamplerSelect", sampler_name="euler")[0]
+    if (golden.name == "sd3") == (node == "ModelSamplingAuraFlow"):
+        for sampler in (None, euler):
+            with pytest.raises(ValueError, match="it was trained with"):
+                sample(model=shifted, sampler=sampler)
+    else:
         sample(model=shifted)
-        assert ("it was trained with" in caplog.text) == wrong
 
 
 def test_other_kinds_of_models_and_sigmas_are_refused(run, model, sample):
@@ -302,9 +305,9 @@ def test_a_model_without_the_target_time_is_met_with_a_warning(run, golden, comf
     plain = run("UNETLoader", unet_name=file, weight_dtype="default")[0]
     with caplog.at_level(logging.WARNING):
         sample(model=plain, preset="30 steps")
-        assert "gets the time t only" not in caplog.text
+        assert "is a plain model" not in caplog.text
         sample(model=plain, preset="8 steps")
-        assert "gets the time t only" in caplog.text
+        assert "is a plain model" in caplog.text
 
 
 def test_twin_answers_differently(run, model, golden, sample):
