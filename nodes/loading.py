@@ -202,6 +202,8 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
             "Another pack may have changed its model detection: disable the others, or report the file"
         )
     network = patcher.model.diffusion_model
+    if disable_dynamic:
+        settle_dtypes(network)
     for key, tensor in second.items():  # few numbers that every step hangs on: never rounded to fp8
         if comfy.utils.get_attr(network, key).dtype in FP8 and tensor.dtype not in FP8:
             comfy.utils.set_attr_param(network, key, tensor.clone())
@@ -210,6 +212,16 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     if packed or len(base.layers) > unpacked:
         patcher.add_callback(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, refuse_hooks)
     return patcher, keys, unpacked
+
+
+def settle_dtypes(network: torch.nn.Module) -> None:
+    """With dynamic VRAM on, ComfyUI leaves weights in the file's dtype, also in a model that is to be loaded whole, whose
+    layers do not cast them (SD3.5 in bf16, computed in fp16, on an NVIDIA card).
+    """
+    for module in network.modules():
+        dtype = getattr(module, "weight_comfy_model_dtype", None)
+        if dtype is not None and not getattr(module, "comfy_cast_weights", True):
+            module.to(dtype)
 
 
 def refuse_hooks(patcher, *args) -> None:
