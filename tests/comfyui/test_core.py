@@ -36,14 +36,14 @@ def granted(what: str, used: str):
     return test_of
 
 
-def lacks(function, *args, **kwargs) -> str | None:
-    """Why a call with these arguments would fail."""
+def lacks(function, *args, partly: bool = False, **kwargs) -> str | None:
+    """Why a call with these arguments would fail.  partly: with some more, which are not known."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # written in C
         return None
     try:
-        signature.bind(*args, **kwargs)
+        (signature.bind_partial if partly else signature.bind)(*args, **kwargs)
     except TypeError as error:
         return f"{function.__module__}.{function.__qualname__}{signature}: {error}"
     return None
@@ -115,9 +115,11 @@ def test_it_is_there_and_takes_what_we_give(comfy, name, place, call):
     @granted(f"{name} is there and takes what the pack gives it", place)
     def ask():
         thing = found(name)
-        if call is None or any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+        if call is None:
             return None
-        return lacks(thing, *call.args, **{k.arg: k.value for k in call.keywords})
+        given = [a for a in call.args if not isinstance(a, ast.Starred)]
+        named = {k.arg: k.value for k in call.keywords if k.arg is not None}
+        return lacks(thing, *given, partly=(len(given), len(named)) != (len(call.args), len(call.keywords)), **named)
 
     ask()
 
@@ -272,11 +274,12 @@ def test_sampler_function(comfy, goldens, run):
     import comfy.samplers as samplers
     import latent_preview
 
-    seen = {}
+    seen: dict = {}
 
     def function(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
         base = model.inner_model.inner_model
-        seen.update(options, base=type(base).__name__, extra=set(extra_args), latent=model.latent_image)
+        seen.update(options, base=type(base).__name__, extra=set(extra_args or {}), latent=model.latent_image)
+        assert callback is not None, "no callback is given"
         callback({"i": 0, "x": x, "denoised": x, "sigma": sigmas[0], "sigma_hat": sigmas[0]})
         return x
 
@@ -302,6 +305,16 @@ def test_sampler_function(comfy, goldens, run):
         return f"the callback was given {steps}"
     if not {"model_options", "seed"} <= seen["extra"] or seen["own"] != 1 or seen["latent"] is None:
         return str(seen)
+
+
+@granted("an empty latent of four channels is given the model's", "nodes/sampler.py")
+def test_empty_latents(golden, model):
+    import comfy.sample as sampling
+
+    empty = torch.zeros(1, 4, 8, 8)
+    scales = {name: 8 for name in inspect.signature(sampling.fix_empty_latent_channels).parameters if name.endswith("_spacial")}
+    shape = sampling.fix_empty_latent_channels(model, empty, **scales).shape
+    return None if shape[1] == 16 and shape[-2:] == (8, 8) else f"{golden.name}: {tuple(shape)}"
 
 
 @granted("load_lora(lora, to_load) gives a LoRAAdapter by key, its weights up, down, alpha, mid, dora", "nodes/lora.py")
