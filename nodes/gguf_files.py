@@ -111,7 +111,7 @@ def read_tensor(gguf, reader, tensor, name: str, pack) -> Tensor:
         raise WeightsError(f"{name}: has values that are not numbers: it is damaged, fetch it again ({tensor.name})")
     if pack is None:
         return torch.from_numpy(values).to(torch.bfloat16).reshape(shape)
-    ggml = importlib.import_module(".ops", pack.__package__).GGMLTensor
+    ggml = sys.modules[pack.GGMLOps.__module__].GGMLTensor  # not every fork has its operations in a file of their own
     return ggml(torch.from_numpy(data), tensor_type=kind, tensor_shape=torch.Size(shape))
 
 

@@ -1,6 +1,5 @@
 """A model with its second time embedder, from one file or from a plain base and an adapter; or one line that says why not."""
 
-import importlib
 import inspect
 import re
 from contextlib import contextmanager
@@ -184,7 +183,7 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     pack = gguf_files.quantised_pack() if packed else None
     options = dict(DTYPES[dtype])
     if pack is not None:
-        options = {"custom_operations": importlib.import_module(".ops", pack.__package__).GGMLOps()}
+        options = {"custom_operations": pack.GGMLOps()}
         disable_dynamic = True  # ComfyUI-GGUF's patcher moves whole weights
     load = comfy.sd.load_diffusion_model_state_dict
     metadata = {key: value for key, value in base.metadata.items() if key != METADATA}  # its layers have their marks by now
@@ -198,8 +197,8 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
         raise WeightsError(f"{base.name}: this ComfyUI does not know {backbone.title}. Update ComfyUI ({base.keys_found()})")
     if backbone.second[0] in keys and not has_second_embedder(patcher.model):
         raise WeightsError(
-            f"{base.name}: ComfyUI built {type(patcher.model).__name__}, which leaves the second embedder out. "
-            "Another pack may have changed its model detection: disable the others, or report the file"
+            f"{base.name}: ComfyUI takes it for {type(patcher.model).__name__}, which has no second time embedder. "
+            f"Choose a {backbone.title} model"
         )
     network = patcher.model.diffusion_model
     if disable_dynamic:

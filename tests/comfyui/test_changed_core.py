@@ -5,6 +5,7 @@ files, other names for them, and classes that are gone.
 import asyncio
 import inspect
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,72 @@ def test_a_relative_is_not_ours(golden, comfy, monkeypatch, image_model, second)
     weights = tiny.native(golden, comfy) if second else without_second(golden, comfy)
     ours = [c for c in stock.models if hasattr(c, "twinflow_backbone")]
     assert ours and not any(c.matches(detect(weights, ""), weights, "") for c in ours)
+
+
+def test_a_mage_flow_model_is_refused(comfy, goldens, run, monkeypatch):
+    """Its time embedder is as wide as Qwen-Image's, so an adapter of that one would fit."""
+    import comfy.model_base as models
+    import comfy.supported_models as stock
+
+    golden = tiny.read(goldens, "qwen")
+
+    class MageFlow(models.QwenImage):
+        pass
+
+    class Relative(stock.QwenImage):
+        unet_config = {"image_model": "mage_flow"}
+
+        def get_model(self, state_dict, prefix="", device=None):
+            settings = comfy.part("nodes.registry").settings_of(*backbone(golden, comfy), state_dict, prefix)
+            self.unet_config = {**self.unet_config, **settings}
+            return MageFlow(self, device=device)
+
+    monkeypatch.setattr(stock, "models", [Relative, *stock.models])
+    detected_as(monkeypatch, lambda *_: {"image_model": "mage_flow"})
+    plain = without_second(golden, comfy)
+    base = written(golden, comfy, "mage", plain)
+    second = {key: tensor for key, tensor in tiny.native(golden, comfy).items() if key not in plain}
+    adapter = golden.write(comfy.models / "loras", second, name="mage")
+    with pytest.raises(
+        ValueError, match="ComfyUI takes it for MageFlow, which has no second time embedder. Choose a Qwen-Image"
+    ):
+        run("TwinFlowModelLoader", model_name=base, adapter=adapter, weight_dtype="float32")
+
+
+def test_a_gguf_pack_that_is_one_file(comfy, goldens, run, load, monkeypatch):
+    """As calcuis' pack, whose loader has another name and whose operations stand beside it."""
+    import nodes
+
+    if comfy.gguf is None:
+        pytest.skip("no ComfyUI-GGUF in this ComfyUI")
+    import gguf
+
+    assert asyncio.run(nodes.load_custom_node(str(comfy.gguf)))
+    pack = comfy.part("nodes.gguf_files").quantised_pack()
+    one = types.ModuleType("pig")
+    for name in ("GGMLOps", "GGUFModelPatcher", "UnetLoaderGGUF"):
+        setattr(one, name, type(name, (getattr(pack, name),), {"__module__": one.__name__}))
+    one.GGMLTensor = sys.modules[pack.GGMLOps.__module__].GGMLTensor
+    monkeypatch.setitem(sys.modules, one.__name__, one)
+    others = {name: node for name, node in nodes.NODE_CLASS_MAPPINGS.items() if node.__module__ != pack.__name__}
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {**others, "LoaderGGUF": one.UnetLoaderGGUF})
+    assert comfy.part("nodes.gguf_files").quantised_pack() is one
+    golden = tiny.read(goldens, "qwen")
+    writer = gguf.GGUFWriter(str(comfy.models / "diffusion_models" / "one.gguf"), "qwen_image")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for key, tensor in tiny.native(golden, comfy).items():
+        packed = tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and key.startswith("transformer_blocks.")
+        array = gguf.quants.quantize(tensor.numpy(), kind) if packed else tensor.numpy()
+        writer.add_tensor(key, array, raw_dtype=kind if packed else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = load("one.gguf")
+    assert isinstance(model, pack.GGUFModelPatcher) and hears(golden, comfy, model)
+    assert (
+        tiny.rms(answer(golden, comfy, model, r=0.2), answer(golden, comfy, load(written(golden, comfy, "one")), r=0.2)) < 0.1
+    )
 
 
 # Classes that are gone
