@@ -105,6 +105,6 @@ def counted(steps: int) -> str:
 
 def unfolded(time: TimeConditioning) -> str:
     return (
-        f"{time.unfolded} was trained with folded times (t - r/2), which the loader that applied it does not set: load it with "
-        "the TwinFlow LoRA Loader, or set TwinFlow Model Patch to folded"
+        f"{time.unfolded} was trained with folded times (t - r/2), which its loader does not set: use a TwinFlow loader, or "
+        "set TwinFlow Model Patch to folded"
     )

@@ -78,9 +78,7 @@ def watched_hook(stock: Callable) -> Callable:
                 "in the TwinFlow Model Loader"
             )
         if rule == "fold":
-            warn(
-                f"{name} was trained with folded times (t - r/2): set TwinFlow Model Patch to folded for the model it is used with"
-            )
+            warn(f"{name} was trained with folded times (t - r/2): set TwinFlow Model Patch to folded for its model")
         return stock(tensors, strength_model, *args, **kwargs)
 
     return create_hook_lora

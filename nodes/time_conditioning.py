@@ -21,8 +21,8 @@ from torch import Tensor
 from ..twinflow.path import widest
 from ..twinflow.presets import Sampling
 from ..twinflow.time_embedding import fold
-from .setups import check_stock_sampler
 from .saved import remembered
+from .setups import check_stock_sampler
 from .supported import backbone_of
 
 KEY = "twinflow"
@@ -87,8 +87,9 @@ def time_conditioning_of(model: comfy.model_base.BaseModel, model_options: dict)
     time = model_options.get("transformer_options", {}).get(KEY)
     if time is not None:
         return time
-    known = remembered(model)
-    return TimeConditioning("two" if has_second_embedder(model) else "off", recommended=known.sampler if known else ())
+    known, two = remembered(model), has_second_embedder(model)
+    unfolded = "the model's file" if known and known.time == "fold" and not two else ""
+    return TimeConditioning("two" if two else "off", recommended=known.sampler if known else (), unfolded=unfolded)
 
 
 def attach(patcher, time: TimeConditioning):
