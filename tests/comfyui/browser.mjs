@@ -1,5 +1,5 @@
 // The real frontend in headless Chromium.  usage: node browser.mjs TASK.json
-// TASK: {url, chromium, export: [{name, notes, groups, graph, extra, packs, out}], drop: {workflow, shot, seconds}}
+// TASK: {url, chromium, export: [{name, notes, groups, graph, extra, packs, out}], look: {names, shots}, drop: {workflow, shot, seconds}}
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -21,6 +21,7 @@ try {
   await page.waitForFunction(() => window.app?.extensionManager && window.app.graph, null, { timeout: 400000 });
   await page.waitForTimeout(2000);
   for (const one of task.export ?? []) await exportWorkflow(page, one);
+  if (task.look) console.log(JSON.stringify(await look(page, task.look)));
   if (task.drop) console.log(JSON.stringify(await dropAndRun(page, task.drop)));
 } finally {
   await context.close();
@@ -50,7 +51,7 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
           }
       await drawn(); // Nodes 2.0 makes them as tall as they must be
       for (const node of g.nodes) {
-        for (const widget of node.widgets ?? []) if (widget.name === 'control_after_generate') widget.value = 'randomize';
+        for (const widget of node.widgets ?? []) if (widget.options?.values?.includes?.('randomize')) widget.value = 'randomize';
         Object.assign(node.properties, packs[String(node.id)]);
       }
       const inner = (columns) => columns.reduce((sum, column) => sum + width(column) + SPACE, 2 * PAD - SPACE);
@@ -104,6 +105,59 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
 
 function setting(page, name, value) {
   return page.evaluate(([name, value]) => window.app.extensionManager.setting.set(name, value), [name, value]);
+}
+
+// As a user first sees them: every template in both renderers, then its help, the missing files, app mode.
+async function look(page, { names, shots }) {
+  const first = { views: [] };
+  for (const renderer of ['LiteGraph', 'Nodes 2.0']) {
+    await setting(page, 'Comfy.VueNodes.Enabled', renderer === 'Nodes 2.0');
+    for (const name of names) {
+      await openTemplate(page, name);
+      await page.waitForTimeout(2500);
+      first.views.push({ name, renderer, ...(await page.evaluate(seen)) });
+      await page.screenshot({ path: `${shots}/${name}, ${renderer}.png` });
+    }
+  }
+  await page.getByText('View details').first().click();
+  await page.getByText('Download all').waitFor();
+  first.downloads = await page.getByRole('button', { name: 'Download', exact: false }).count();
+  await page.evaluate(() => window.app.canvas.selectNode(window.app.graph.nodes.find((n) => n.type === 'TwinFlowSampleLatent')));
+  await page.getByTestId('info-button').first().click();
+  await page.getByText('Samples a TwinFlow model in one node').waitFor();
+  await page.screenshot({ path: `${shots}/help.png` });
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.ToggleLinear'));
+  await page.getByText('Skip').first().click({ timeout: 5000 }).catch(() => {}); // a tour, the first time
+  await page.getByText('Number of runs').waitFor();
+  first.app = await page.locator('textarea').evaluateAll((all) => all.map((one) => one.value));
+  await page.screenshot({ path: `${shots}/app mode.png` });
+  return first;
+}
+
+async function openTemplate(page, name) {
+  await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'));
+  await page.getByText('twinflow', { exact: true }).or(page.getByText('TwinFlow', { exact: true })).first().click();
+  await page.getByText(name, { exact: true }).first().click();
+  const title = (name) => window.app.graph.nodes.some((n) => n.type === 'MarkdownNote' && n.title === name);
+  await page.waitForFunction(title, name);
+}
+
+// Boxes in the graph's units, with the bars above and below that a node may have; where Nodes 2.0 draws, as it draws them.
+function seen() {
+  const { canvas, ds } = window.app.canvas;
+  const at = canvas.getBoundingClientRect();
+  const boxes = window.app.graph.nodes.map((n) => {
+    let box = [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]];
+    const drawn = document.querySelector(`[data-node-id="${n.id}"]`);
+    if (drawn) {
+      const all = [drawn, ...drawn.querySelectorAll('button')].map((e) => e.getBoundingClientRect()).filter((r) => r.width);
+      box = [Math.min(...all.map((r) => r.left)), Math.min(...all.map((r) => r.top)), Math.max(...all.map((r) => r.right)), Math.max(...all.map((r) => r.bottom))];
+      box = box.map((v, i) => (v - (i % 2 ? at.top : at.left)) / ds.scale - ds.offset[i % 2]);
+    }
+    return { type: n.type, box, drawn: !!drawn };
+  });
+  const [x, y] = ds.offset;
+  return { scale: ds.scale, boxes, view: [-x, -y, canvas.clientWidth / ds.scale - x, canvas.clientHeight / ds.scale - y] };
 }
 
 // As a user does: drop the file on the canvas, press Run, see the picture.

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import tiny
 import torch
+from graphs import SHARDS
 
 SAMPLER = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5]}]'
-FAMILY = {"qwen": "qwen", "TwinFlow-Qwen": "qwen", "TwinFlow_Z": "zimage", "sd3.5": "sd3", "base": "digits"}
+FAMILY = {"qwen": "qwen", "diffusion_pytorch_model": "qwen", "TwinFlow-Z": "zimage", "sd3.5": "sd3", "base": "digits"}
 
 
 def family(graph: dict) -> str:
-    names = [v for n in graph.values() for k, v in n["inputs"].items() if k in ("unet_name", "model_name")]
+    names = [v for n in graph.values() for k, v in n["inputs"].items() if k in ("unet_name", "model_name", "ckpt_name")]
     return next(kind for start, kind in FAMILY.items() if names[0].startswith(start))
 
 
@@ -23,13 +24,13 @@ def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
     families = {name: tiny.read(goldens, name) for name in ("qwen", "sd3") + (("zimage",) if z_image else ())}
     unets, loras, prompts = (models / name for name in ("diffusion_models", "loras", "prompts"))
     qwen, sd3 = families["qwen"], families["sd3"]
-    tiny.save(qwen.weights, unets / "TwinFlow-Qwen-Image-v1.0.safetensors")
+    for shard, name in enumerate(SHARDS):
+        tiny.save(dict(list(qwen.weights.items())[shard :: len(SHARDS)]), unets / name)
     for name in ("qwen_image_fp8_e4m3fn", "qwen_image_edit_2509_fp8_e4m3fn"):
         tiny.save(qwen.plain, unets / f"{name}.safetensors")
     tiny.save(find(sd3.plain).layout.to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
     if z_image:
-        z = families["zimage"]
-        tiny.save(find(z.weights).layout.to_native(z.weights), unets / "TwinFlow_Z_Image_Turbo_bf16.safetensors")
+        tiny.save(families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors")  # diffusers' names, as the real one
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
@@ -86,6 +87,11 @@ def cut_down(graph: dict) -> dict:
         inputs = node["inputs"]
         if node["class_type"] == "EmptySD3LatentImage":
             inputs.update(width=64, height=64)
+        elif node["class_type"] == "CheckpointLoaderSimple":  # has its text encoders and VAE in it
+            graph[key] = {"class_type": "UNETLoader", "inputs": {"unet_name": "sd3.5_medium.safetensors", "weight_dtype": "default"}}
+            graph["1003"] = {"class_type": "VAELoader", "inputs": {"vae_name": "sd3.5_vae.safetensors"}}
+            for other in graph.values():
+                other["inputs"] |= {name: ["1003", 0] for name, value in other["inputs"].items() if value == [key, 2]}
         elif node["class_type"] == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 0.01
         elif node["class_type"] in ("CLIPTextEncode", "TextEncodeQwenImageEdit"):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 from pathlib import Path
 
 import browser
@@ -17,6 +18,7 @@ from PIL import Image
 from server import Server
 
 HERE = Path(__file__).parent
+FLAGSHIP = "Qwen-Image in 2 steps"
 ARTEFACTS = HERE.parents[1] / "runs" / "test-comfyui"
 
 
@@ -36,15 +38,15 @@ def server(comfyui, goldens, tmp_path_factory):
         server.stop()
 
 
-def z_image(server) -> bool:
+def newer(server, than: tuple[int, int, int]) -> bool:
     version = re.match(r"(\d+)\.(\d+)\.(\d+)", server.get("/system_stats")["system"]["comfyui_version"])
-    return tuple(map(int, version.groups())) >= (0, 3, 74)
+    return tuple(map(int, version.groups())) >= than
 
 
 @pytest.mark.parametrize("name", workflow.names())
 def test_runs(server, name):
     graph = workflow.prompt(workflow.read(name))
-    if stand_ins.family(graph) == "zimage" and not z_image(server):
+    if stand_ins.family(graph) == "zimage" and not newer(server, (0, 3, 74)):
         pytest.skip("this ComfyUI has no Z-Image (0.3.74 brought it)")
     outcome = server.run(stand_ins.cut_down(graph))
     assert not outcome.error, outcome.error
@@ -71,9 +73,10 @@ def test_every_required_input_is_given(server):
 
 def test_offered_under_templates(server):
     offered = server.get("/workflow_templates")
-    assert set(workflow.names()) <= set(offered["twinflow"])
-    path = "/api/workflow_templates/twinflow/digits"
-    assert server.get(f"{path}.json")["nodes"] and server.get(f"{path}.jpg").startswith(b"\xff\xd8")
+    assert sorted(offered["twinflow"]) == workflow.names()
+    for name in map(urllib.parse.quote, workflow.names()):
+        path = f"/api/workflow_templates/twinflow/{name}"
+        assert server.get(f"{path}.json")["nodes"] and server.get(f"{path}.jpg").startswith(b"\xff\xd8")
 
 
 def test_help_pages_and_translations(server):
@@ -95,16 +98,58 @@ def test_help_pages_and_translations(server):
         assert all(entry["tooltip"] for entry in texts[node_id]["inputs"].values())
 
 
-def test_in_a_browser(server, tmp_path):
-    """A user drops a workflow on the page, presses Run and sees the picture."""
+def test_first_look(comfyui, tmp_path):
+    """At the default settings, without a model file, 1600 x 1000: each template is readable at once and nothing overlaps; the
+    page offers the files, the help and app mode."""
+    need_browser()
+    bare = Server(comfyui, tmp_path)
+    try:
+        (tmp_path / "input").mkdir(exist_ok=True)
+        Image.linear_gradient("L").resize((512, 512)).convert("RGB").save(tmp_path / "input" / "example.png")
+        bare.wait()
+        if not newer(bare, (0, 18, 0)):
+            pytest.skip("this page has neither Nodes 2.0 nor app mode")
+        shots = ARTEFACTS / "templates"
+        shots.mkdir(parents=True, exist_ok=True)
+        names = [name for name in workflow.names() if name != FLAGSHIP] + [FLAGSHIP]
+        found = browser.task(bare, tmp_path, look={"names": names, "shots": str(shots)})
+    finally:
+        bare.stop()
+    assert len(found["views"]) == 2 * len(names)
+    for view in found["views"]:
+        where = (view["name"], view["renderer"])
+        assert 0.6 < view["scale"] <= 1, where  # below 0.57 the page leaves the texts out
+        assert all(box["drawn"] == (view["renderer"] == "Nodes 2.0") for box in view["boxes"]), where
+        boxes = [box["box"] for box in view["boxes"]]
+        assert all(inside(box, view["view"]) for box in boxes), where
+        for i, one in enumerate(boxes):
+            assert not any(overlap(one, other) for other in boxes[i + 1 :]), (where, view["boxes"][i]["type"])
+    assert found["downloads"] == 4  # one for each of the flagship's three, and one for all
+    assert "red panda" in found["app"][0]
+
+
+def need_browser():
     if lacks := browser.missing():
         (pytest.fail if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else pytest.skip)(lacks)
+
+
+def overlap(a, b) -> bool:
+    return a[0] < b[2] - 1 and b[0] < a[2] - 1 and a[1] < b[3] - 1 and b[1] < a[3] - 1
+
+
+def inside(a, b) -> bool:
+    return b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def test_in_a_browser(server, tmp_path):
+    """A user drops a workflow on the page, presses Run and sees the picture."""
+    need_browser()
     shot = tmp_path / "digits.png"
-    drop = dict(workflow=str(workflow.FOLDER / "digits.json"), shot=str(shot), seconds=400)
+    drop = dict(workflow=str(workflow.FOLDER / "Handwritten digits.json"), shot=str(shot), seconds=400)
     found = browser.task(server, tmp_path, drop=drop)
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     shutil.copy(shot, ARTEFACTS / "browser.png")
     assert [i for i in found["images"] if i["filename"].startswith("twinflow_digit")]
     assert "SaveImage" in found["shown"], "the page shows no picture"
     assert "TwinFlowModelLoader" in found["texts"], "the loader's report is not shown below the node"
-    assert set(found["types"]) == {n["type"] for n in workflow.read("digits")["nodes"]}
+    assert set(found["types"]) == {n["type"] for n in workflow.read("Handwritten digits")["nodes"]}

@@ -25,14 +25,14 @@ def pack() -> dict[str, str]:
 
 
 def widgets(node: dict) -> dict[str, object]:
-    """The values of a node's widgets by name; the frontend puts a control value behind every seed."""
+    """The values of a node's widgets by name, without the control value that the frontend puts behind every seed."""
     values, out = list(node.get("widgets_values") or []), {}
     for one in node.get("inputs", []):
         if one.get("widget"):
             value = values.pop(0)
             if one["widget"]["name"] != "upload":  # the button below a picture
                 out[one["widget"]["name"]] = value
-            if values and values[0] in CONTROLS and "seed" in one["widget"]["name"]:
+            if values and values[0] in CONTROLS and isinstance(value, int):
                 values.pop(0)
     return out
 
