@@ -95,6 +95,8 @@ def test_a_dynamic_model_has_a_copy_that_is_not(golden, comfy, run, load, dynami
     copy = model.clone(disable_dynamic=True)
     assert len(loads) - before == (how != "stock"), "the copy reads the file once"
     assert not copy.is_dynamic() and copy.model is not model.model and type(copy.model) is type(model.model)
+    again, arguments = model.cached_patcher_init[:2]
+    assert not again(*arguments, disable_dynamic=True).is_dynamic()
     assert tiny.rms(answer(golden, comfy, copy, r=0.2), answer(golden, comfy, model, r=0.2)) < 1e-5
 
 
