@@ -299,8 +299,10 @@ def _is_zero(patch) -> bool:
     """Whether the patch changes nothing, as that of a LoRA that was never trained."""
     if isinstance(patch, tuple):
         return patch[0] == "diff" and not patch[1][0].any()
-    weights = getattr(patch, "weights", ())
-    return type(patch).__name__ == "LoRAAdapter" and weights[4] is None and not (weights[0].any() and weights[1].any())
+    if type(patch).__name__ != "LoRAAdapter":
+        return False
+    up, down, _, _, dora_scale, *_ = patch.weights
+    return dora_scale is None and not (up.any() and down.any())
 
 
 class Scales:
