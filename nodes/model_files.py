@@ -207,7 +207,10 @@ def model_file(path: str, entries: dict[str, tuple[str, tuple[int, ...]]], metad
     plain = {key: key.replace("_orig_mod.", "") for key in entries}  # torch.compile's, wherever it stands
     prefix = prefix_in(plain.values())
     whole = [key for key in entries if prefix and plain[key].startswith(prefix)] or list(entries)
-    names = {bare(plain[key].removeprefix(prefix)): key for key in whole}
+    names: dict[str, str] = {}
+    for key in whole:
+        name = bare(plain[key].removeprefix(prefix))
+        names[name if name not in names else key] = key  # a LoRA may have a module under two prefixes
     own = {key: entries[name] for key, name in names.items()}
     return ModelFile(path, names, own, metadata, read, len(entries) - len(whole))
 
