@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-READ_FILES = {"twinflow.weights", "twinflow.prompts"}  # the modules that may need safetensors
+READ_FILES = {"twinflow.weights", "twinflow.prompts", "twinflow.words"}  # the modules that may need safetensors
 HEAVY = ("diffusers", "peft", "accelerate", "transformers", "trainer", "pydantic", "sklearn", "matplotlib")
 COMFY = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "server", "execution", "nodes")
 MAY_IMPORT = {  # what of the repository, or of the outside that one side only may touch
@@ -18,7 +18,7 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
     "nodes": {"twinflow", "nodes"},
 }
 ROOMS = ("trainer", "seeds", "hints", "data", "backbones", "config", "weights", "training", "plan", "runs", "generate", "cli")
-COMMANDS = ("lora", "full")  # on top of all rooms
+COMMANDS = ("lora", "full", "base")  # on top of all rooms
 
 
 def modules(package):

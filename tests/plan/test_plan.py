@@ -20,7 +20,7 @@ from trainer.weights.trainee import Trainee
 from .tiny import PIXELS, TINY, settings
 
 torch.set_num_threads(1)
-PUBLISHED = [name for name in trainable() if name != "digits"]
+PUBLISHED = [name for name in trainable() if name not in ("digits", "emoji")]
 
 
 def real(tiny, wanted):

@@ -45,9 +45,9 @@ class Pictures(NamedTuple):
 
 
 def caption_of(emoji: str, name: str) -> str:
-    """ ":woman_medium_skin_tone:" to "woman medium skin tone", ":Japan:" to "flag of Japan"."""
+    """The name :woman_medium_skin_tone: as "woman medium skin tone", :Japan: as "flag of Japan"."""
     text = name.strip(":").replace("_", " ")
-    return f"flag of {text}" if ord(emoji[-2]) in LETTERS or ord(emoji[-2]) in TAGS else text
+    return f"flag of {text}" if any(ord(c) in LETTERS or ord(c) in TAGS for c in emoji) else text
 
 
 @cache
@@ -65,7 +65,7 @@ def pictures() -> Pictures:
     for path in sorted(files.glob("*.png")):
         own = plain("".join(chr(int(code, 16)) for code in path.stem.split("-")))
         if own in known:
-            found[caption_of(f" {own}", known[own])] = path
+            found[caption_of(own, known[own])] = path
     captions = sorted(found)
     pixels = np.stack([rendered(found[caption]) for caption in captions])
     return Pictures(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), captions, [TONE.sub("", c) for c in captions])
