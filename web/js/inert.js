@@ -32,7 +32,6 @@ function refresh(node) {
     const label = reason ? `${widget.ownLabel ?? widget.name} (${reason})` : (widget.ownLabel ?? undefined);
     if (widget.label !== label) widget.label = label;
     const off = !!reason?.startsWith('unused');
-    if (off || widget.marked) widget.disabled = widget.marked = off; // others cannot be set: a seed's control has a getter only
   }
   if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas?.(true, true);
