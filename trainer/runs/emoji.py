@@ -38,7 +38,14 @@ BASE_OBJECTIVE = replace(
 SCALES = 1.0, 1.5, 2.0, 3.0, 5.0  # of guidance, that a base is judged at
 SCALE = 2.0  # and drawn with
 ACROSS = 4
-LICENCE = "CC-BY-4.0: trained on the graphics of Twemoji, copyright Twitter, Inc and other contributors"
+ABOUT = {  # in the metadata of a base's files
+    "modelspec.sai_model_spec": "1.0.0",
+    "modelspec.architecture": "emoji",
+    "modelspec.title": "TwinFlow emoji, base",
+    "modelspec.implementation": "twinflow",
+    "modelspec.license": "CC-BY-4.0: trained on the graphics of Twemoji, copyright Twitter, Inc and other contributors",
+    "twinflow.base_model": "emoji",
+}
 SHOWN = (
     "grinning face", "smiling face with heart-eyes", "cat face", "dog face", "red heart", "flag of Japan", "flag of Sweden",
     "pizza", "rocket", "sunflower", "woman firefighter medium skin tone", "thumbs up dark skin tone",
@@ -102,8 +109,8 @@ class EmojiRun:
         model, words = self.backbone.load(base), load_words(base.parent / "words.safetensors")
         table = WordTable(words.vectors)
         train, unseen = (Latents(NumberedEmoji(sayable_part(p, words), words, varied=False), table) for p in split())
-        save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "emoji", "modelspec.license": LICENCE})
-        save_words(folder / "words.safetensors", words, {"modelspec.license": LICENCE})
+        save(model.state_dict(), folder / "base.safetensors", ABOUT)
+        save_words(folder / "words.safetensors", words, ABOUT)
         save_prompts(folder / "prompts.safetensors", {text: words.encode(text) for text in ("", *SHOWN)})
         return PreparedEmoji(model, words, train, unseen)
 
@@ -151,10 +158,9 @@ class EmojiRun:
             return Base(own, WordTable(torch.randn(words.vectors.shape, generator=generator)), own.fresh(generator))
 
         def write(base: Base, folder: Path) -> None:
-            about = {"modelspec.architecture": "emoji", "modelspec.license": LICENCE}
             cast = lambda tensor: tensor.to(settings.base_dtype)
-            save_words(folder / "words.safetensors", Words(listed, cast(base.table.tokens)), about)
-            save({n: cast(t) for n, t in base.transformer.state_dict().items()}, folder / "base.safetensors", about)
+            save_words(folder / "words.safetensors", Words(listed, cast(base.table.tokens)), ABOUT)
+            save({n: cast(t) for n, t in base.transformer.state_dict().items()}, folder / "base.safetensors", ABOUT)
 
         def preview(network: Velocity, device: torch.device) -> dict[str, list[Tensor]]:
             numbered = NumberedEmoji(train, words)
