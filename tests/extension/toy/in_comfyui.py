@@ -30,7 +30,7 @@ def test_the_toy(comfy, run):
         wanted = reference["lora" if name == "lora" else "full"]
         torch.testing.assert_close(made, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
     save_file({"a.weight": torch.zeros(1, 1)}, comfy.models / "diffusion_models" / "other.safetensors")
-    with pytest.raises(ValueError, match="is not a .*Toy.* model"):
+    with pytest.raises(ValueError, match="Choose the diffusion model of .*Toy"):
         run("TwinFlowModelLoader", model_name="other.safetensors")
     help_pages = comfy.part("nodes.help_pages")
     assert "Toy" in help_pages.page(help_pages.PACK / "web" / "docs" / "TwinFlowModelLoader" / "en.md")
