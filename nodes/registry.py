@@ -50,6 +50,17 @@ class Pixels(comfy.latent_formats.LatentFormat):
     process_out = process_in
 
 
+class Squares(Pixels):
+    """Squares of 2 x 2 pixels: their red, then their green, then their blue (torch's pixel_unshuffle)."""
+
+    latent_channels = 12
+    spacial_downscale_ratio = 2
+    latent_rgb_factors = [[0.25 * (channel // 4 == colour) for colour in range(3)] for channel in range(12)]
+
+
+IN_PIXELS = {form.latent_channels: form for form in (Pixels, Squares)}
+
+
 def shapes_of(record: Backbone, state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
     """Of the weights behind the prefix, by diffusers' names.  What quantisation adds to them is left out."""
     shells = {
@@ -110,8 +121,8 @@ def config_class(record: Backbone, model: Model) -> type:
             if two:
                 self.unet_config = without_second(self.unet_config, state_dict, prefix)
             self.unet_config = {**self.unet_config, **settings}
-            if settings.get("out_channels") == Pixels.latent_channels:
-                self.latent_format = Pixels()
+            if settings.get("out_channels") in IN_PIXELS:
+                self.latent_format = IN_PIXELS[settings["out_channels"]]()
             kind = second if two else small
             return built(record, kind, self, device) if kind else super().get_model(state_dict, prefix, device)
 
