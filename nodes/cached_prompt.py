@@ -6,6 +6,7 @@ from ..twinflow.prompts import load_prompts
 from ..twinflow.weights import WeightsError
 from . import model_files
 from .schedule import CATEGORY
+from .search import found_by
 
 FOLDER = "prompts"
 
@@ -17,6 +18,7 @@ class CachedPrompt(io.ComfyNode):
             node_id="TwinFlowCachedPrompt",
             display_name="TwinFlow Cached Prompt",
             category=CATEGORY,
+            **found_by("prompt embedding", "text encoder"),
             description=(
                 "Loads a prompt embedding that the trainer cached, so that a checkpoint can be tried without its text encoder."
             ),

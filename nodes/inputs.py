@@ -16,7 +16,8 @@ def widths_of(model) -> dict:
     if model not in _widths:
         record, shells = backbone_of(model), {}
         for name, module in model.diffusion_model.named_modules():
-            for part, value in module.named_parameters(prefix=name, recurse=False):
+            own = [*module.named_parameters(name, recurse=False), *module.named_buffers(name, recurse=False)]
+            for part, value in own:
                 shape = getattr(value, "tensor_shape", value.shape)
                 if part.endswith("weight") and hasattr(module, "in_features"):  # also of weights that are kept packed
                     shape = (module.out_features, module.in_features)

@@ -11,6 +11,7 @@ from .model_files import LORAS, ModelFile
 from .report import Report, shown
 from .saved import attach_provenance
 from .schedule import CATEGORY
+from .search import found_by
 from .supported import backbone_of
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
@@ -22,6 +23,7 @@ class LoraLoader(io.ComfyNode):
             node_id="TwinFlowLoraLoader",
             display_name="TwinFlow LoRA Loader",
             category=CATEGORY,
+            **found_by("turbo", "distill", "distilled", "few step", "one step"),
             description=(
                 "Applies a LoRA of any layout, reports what was applied, and sets the time conditioning that the LoRA "
                 "was trained with."

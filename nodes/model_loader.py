@@ -7,6 +7,7 @@ from .loading import DTYPES, load_model, one_line
 from .model_files import LORAS, MODELS
 from .report import shown
 from .schedule import CATEGORY
+from .search import found_by
 from .supported import names
 
 NONE = "none"
@@ -19,6 +20,7 @@ class ModelLoader(io.ComfyNode):
             node_id="TwinFlowModelLoader",
             display_name="TwinFlow Model Loader",
             category=CATEGORY,
+            **found_by("turbo", "distill", "distilled", "few step", "one step", "time embedder"),
             description=(
                 "Loads a TwinFlow model: one file with its second time embedder, or a plain base with a TwinFlow adapter."
             ),

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from .report import Report, shown
 from .schedule import CATEGORY
+from .search import found_by
 from .supported import names
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
@@ -21,6 +22,7 @@ class ModelPatch(io.ComfyNode):
             node_id="TwinFlowModelPatch",
             display_name="TwinFlow Model Patch",
             category=CATEGORY,
+            **found_by("negative time", "time embedder", "target time", "twin", "fold"),
             description=(
                 "Sets the time conditioning of the model, on the time t and the target time r of a step, and which of its two "
                 "branches answers."

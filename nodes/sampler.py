@@ -10,6 +10,7 @@ from ..twinflow.presets import Sampling
 from .comfy_sampler import unified_sampler
 from .inputs import check_flow, check_latent, check_prompts
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
+from .search import found_by
 from .time_conditioning import time_conditioning_of
 
 FROM_FILE = "recommended by the file"
@@ -33,6 +34,7 @@ class Sampler(io.ComfyNode):
             node_id="TwinFlowSampleLatent",
             display_name="TwinFlow Sampler",
             category=CATEGORY,
+            **found_by("few step", "one step", "turbo", "distill", "distilled", "fast sampler"),
             description="Samples a TwinFlow model in one node. Previews, masks, batches and ControlNet work as in KSampler.",
             inputs=[
                 io.Model.Input(

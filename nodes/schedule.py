@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..twinflow import schedule
 from ..twinflow.presets import SAMPLING
+from .search import found_by
 
 CATEGORY = "TwinFlow"
 CUSTOM = "custom"
@@ -41,6 +42,7 @@ class Schedule(io.ComfyNode):
             node_id="TwinFlowSchedule",
             display_name="TwinFlow Schedule",
             category=CATEGORY,
+            **found_by("few step", "one step", "scheduler", "sigmas"),
             description="The times that the sampler visits, from noise (1) to the image (0).",
             inputs=[
                 io.Combo.Input(

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..twinflow.sampler import STYLES, TARGETS
 from .schedule import CATEGORY
+from .search import found_by
 
 BACKGROUND, GRID, INK, STEP, AIM = (24, 26, 30), (52, 56, 64), (214, 218, 224), (86, 180, 233), (230, 159, 0)
 MARGIN = 56
@@ -19,6 +20,7 @@ class SchedulePlot(io.ComfyNode):
             node_id="TwinFlowSchedulePlot",
             display_name="TwinFlow Schedule Plot",
             category=CATEGORY,
+            **found_by("plot sigmas", "few step"),
             description="Draws the times of a schedule, and the target of every step.",
             inputs=[
                 io.Sigmas.Input("sigmas", tooltip="From TwinFlow Schedule, or any other scheduler."),

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..twinflow.sampler import STYLES
 from .comfy_sampler import unified_sampler
 from .schedule import CATEGORY
+from .search import found_by
 
 NOISE = {"constant": None, "sde": "sde", "sde, first step kept": "sde-first"}
 
@@ -16,6 +17,7 @@ class UnifiedSampler(io.ComfyNode):
             node_id="TwinFlowUnifiedSampler",
             display_name="TwinFlow Unified Sampler",
             category=CATEGORY,
+            **found_by("few step", "one step", "distill", "turbo", "UCGM", "custom sampler"),
             description=(
                 "The UCGM-S sampler, for SamplerCustom and SamplerCustomAdvanced. Connect TwinFlow Schedule to the sigmas."
             ),

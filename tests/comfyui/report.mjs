@@ -25,10 +25,12 @@ try {
     page.evaluate(() =>
       window.app.graph.nodes.map((node) => {
         const element = node.widgets?.find((w) => w.name === 'twinflow')?.element;
-        const box = element?.isConnected ? element.getBoundingClientRect() : { width: 0, height: 0 };
+        const box = element?.isConnected ? element.getBoundingClientRect() : { width: 0, height: 0, bottom: 0 };
+        const { canvas, ds } = window.app.canvas;
+        const bottom = (box.bottom - canvas.getBoundingClientRect().top) / ds.scale - ds.offset[1];
         const hidden = (node.widgets ?? []).filter((w) => w.hidden).map((w) => w.name);
-        const labels = Object.fromEntries((node.widgets ?? []).filter((w) => w.label).map((w) => [w.name, w.label]));
-        return { id: node.id, type: node.type, text: element?.innerText ?? '', shown: [box.width, box.height], hidden, labels, pos: [...node.pos], size: [...node.size] };
+        const labels = Object.fromEntries((node.inputs ?? []).filter((i) => i.label).map((i) => [i.name, i.label]));
+        return { id: node.id, type: node.type, text: element?.innerText ?? '', shown: [box.width, box.height], hidden, labels, bottom, pos: [...node.pos], size: [...node.size] };
       }),
     );
   const out = {};
@@ -36,25 +38,25 @@ try {
   for (const vue of [false, true]) {
     await page.evaluate((on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on), vue);
     await page.waitForTimeout(1500);
-    if (!vue) {
-      await page.evaluate(async (graph) => {
-        await window.app.loadApiJson(graph, 'reports');
-        [[1, 2, 3], [4, 5], [6, 7], [8, 9]].forEach((column, i) => {
-          let y = 60; // close together, so that a node that grows must make its neighbours move
-          for (const id of column) {
-            const node = window.app.graph.getNodeById(id);
-            node.pos = [i * 380, y];
-            y += node.size[1] + 40;
-          }
-        });
-      }, task.graph);
-      await page.waitForTimeout(1500);
-      await page.evaluate(() => new Promise((done, failed) => {
-        window.app.api.addEventListener('execution_error', (e) => failed(new Error(e.detail.exception_message)));
-        window.app.api.addEventListener('execution_success', () => done());
-        window.app.queuePrompt(0, 1);
-      }));
-    }
+    await page.evaluate((graph) => window.app.loadApiJson(graph, 'reports'), task.graph);
+    await page.waitForTimeout(2500);
+    await page.evaluate(() => {
+      [[1, 2, 3], [4, 5], [6, 7], [8, 9]].forEach((column, i) => {
+        let y = 60; // close together, so that a node that grows must make its neighbours move
+        for (const id of column) {
+          const node = window.app.graph.getNodeById(id);
+          node.pos = [i * 380, y];
+          y += node.size[1] + 40;
+        }
+      });
+      for (const node of window.app.graph.nodes) for (const w of node.widgets ?? []) if (w.name === 'seed') w.value = Math.floor(Math.random() * 1e9);
+    });
+    await page.waitForTimeout(1000);
+    await page.evaluate(() => new Promise((done, failed) => {
+      window.app.api.addEventListener('execution_error', (e) => failed(new Error(e.detail.exception_message)));
+      window.app.api.addEventListener('execution_success', () => done());
+      window.app.queuePrompt(0, 1);
+    }));
     const name = vue ? 'nodes2' : 'canvas';
     for (const when of ['', '-reloaded']) {
       if (when) await open();

@@ -15,7 +15,10 @@ from server import Server
 HERE = Path(__file__).parent
 ARTEFACTS = HERE.parents[1] / "runs" / "test-comfyui"
 GRAPH = {
-    "1": ("TwinFlowModelLoader", dict(model_name="page.safetensors", adapter="none", adapter_strength=1.0, weight_dtype="default")),
+    "1": (
+        "TwinFlowModelLoader",
+        dict(model_name="page.safetensors", adapter="none", adapter_strength=1, weight_dtype="default"),
+    ),
     "2": ("TwinFlowCachedPrompt", dict(file="page.safetensors", prompt="")),
     "3": ("EmptySD3LatentImage", dict(width=64, height=64, batch_size=1)),
     "4": (
@@ -59,7 +62,9 @@ def pages(server, tmp_path_factory):
         (pytest.fail if os.environ.get("TWINFLOW_REQUIRE_COMFYUI") else pytest.skip)(lacks)
     folder = tmp_path_factory.mktemp("shots")
     graph = {id: dict(class_type=kind, inputs=inputs) for id, (kind, inputs) in GRAPH.items()}
-    task = dict(url=server.url, chromium=browser.chromium(), playwright=str(browser.playwright()), graph=graph, shots=str(folder))
+    task = dict(
+        url=server.url, chromium=browser.chromium(), playwright=str(browser.playwright()), graph=graph, shots=str(folder)
+    )
     (folder / "task.json").write_text(json.dumps(task))
     command = ["node", str(HERE / "report.mjs"), str(folder / "task.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -85,18 +90,18 @@ def test_verdict_and_warnings_stay_on_the_nodes(pages, page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_nodes_do_not_overlap(pages, page):
-    boxes = {id: (*n["pos"], n["pos"][0] + n["size"][0], n["pos"][1] + n["size"][1]) for id, n in pages[page].items()}
-    for a, (left, top, right, bottom) in boxes.items():
-        for b, other in boxes.items():
-            apart = other[0] >= right or other[2] <= left or other[1] - 30 >= bottom or other[3] <= top - 30
-            assert a == b or apart, (a, b)
+def test_what_is_said_covers_no_neighbour(pages, page):
+    """The preview that core draws below a sampler is another matter."""
+    nodes = pages[page]
+    for said, below in (("1", "2"), ("4", "5"), ("8", "9")):
+        assert nodes[said]["bottom"] <= nodes[below]["pos"][1] - 29, (said, below)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_inputs_without_effect_are_hidden_or_marked(pages, page):
+def test_inputs_without_effect_are_hidden_and_a_link_says_what_it_replaces(pages, page):
     nodes = pages[page]
     assert nodes["6"]["hidden"] == ["steps", "start_gap", "end_gap", "warp_a", "warp_b", "warp_c"]
     assert nodes["7"]["hidden"] == ["stochasticity"]
-    assert nodes["8"]["labels"]["preset"] == "preset (unused: sigmas and sampler are linked)"
-    assert nodes["8"]["labels"]["denoise"] == "denoise (unused: sigmas is linked)"
+    assert nodes["8"]["hidden"] == ["preset", "denoise"]
+    assert nodes["8"]["labels"]["sigmas"] == "sigmas (in place of the preset's and denoise)"
+    assert nodes["8"]["labels"]["sampler"] == "sampler (in place of the preset's)"

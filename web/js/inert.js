@@ -1,39 +1,31 @@
-// Inputs that have no effect as the others are set: hidden, or their label says what replaces them.
+// Inputs that have no effect as the others are set: hidden; a link that replaces them says so.
 import { app } from '../../../scripts/app.js';
 
 const CUSTOM = ['steps', 'start_gap', 'end_gap', 'warp_a', 'warp_b', 'warp_c'];
 const value = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value;
 const linked = (node, name) => node.inputs?.find((input) => input.name === name)?.link != null;
 
-// node -> {widget: what replaces it, or '' to hide it}
+// node -> the widgets without effect
 const INERT = {
-  TwinFlowSchedule: (node) => (value(node, 'preset') === 'custom' ? {} : Object.fromEntries(CUSTOM.map((name) => [name, '']))),
-  TwinFlowUnifiedSampler: (node) => (value(node, 'noise') === 'constant' ? {} : { stochasticity: '' }),
-  TwinFlowSampleLatent: (node) => {
-    const [sigmas, sampler] = [linked(node, 'sigmas'), linked(node, 'sampler')];
-    const inert = sigmas ? { denoise: 'unused: sigmas is linked' } : {};
-    if (sigmas && sampler) inert.preset = 'unused: sigmas and sampler are linked';
-    else if (sigmas) inert.preset = 'sampler only: sigmas is linked';
-    else if (sampler) inert.preset = 'sigmas only: sampler is linked';
-    return inert;
-  },
+  TwinFlowSchedule: (node) => (value(node, 'preset') === 'custom' ? [] : CUSTOM),
+  TwinFlowUnifiedSampler: (node) => (value(node, 'noise') === 'constant' ? [] : ['stochasticity']),
+  TwinFlowSampleLatent: (node) => (linked(node, 'sigmas') ? (linked(node, 'sampler') ? ['denoise', 'preset'] : ['denoise']) : []),
 };
+// node -> the inputs that replace something once they are linked, and what
+const REPLACES = { TwinFlowSampleLatent: { sigmas: "in place of the preset's and denoise", sampler: "in place of the preset's" } };
 
 function refresh(node) {
   const inert = INERT[node.comfyClass](node);
-  let changed = false;
-  for (const widget of node.widgets ?? []) {
-    const reason = inert[widget.name];
-    const hide = reason === '' && !linked(node, widget.name);
-    changed ||= hide !== !!widget.hidden;
-    widget.hidden = hide;
-    widget.options.hidden = hide;
-    if (widget.ownLabel === undefined) widget.ownLabel = widget.label ?? null;
-    const label = reason ? `${widget.ownLabel ?? widget.name} (${reason})` : (widget.ownLabel ?? undefined);
-    if (widget.label !== label) widget.label = label;
-    const off = !!reason?.startsWith('unused');
+  const changed = (node.widgets ?? []).filter((w) => !!w.hidden !== (inert.includes(w.name) && !linked(node, w.name)));
+  const tall = node.computeSize()[1];
+  for (const widget of changed) widget.options.hidden = widget.hidden = !widget.hidden;
+  if (changed.length) node.setSize([node.size[0], node.size[1] + node.computeSize()[1] - tall]);
+  for (const [name, what] of Object.entries(REPLACES[node.comfyClass] ?? {})) {
+    const input = node.inputs?.find((i) => i.name === name);
+    if (!input) continue;
+    const own = (input.label ?? input.localized_name ?? name).split(' (')[0];
+    input.label = linked(node, name) ? `${own} (${what})` : own;
   }
-  if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas?.(true, true);
 }
 

@@ -53,7 +53,7 @@ function panel(node) {
   const tall = node.size[1];
   const widget = node.addDOMWidget(KEY, KEY, element, { serialize: false, hideOnZoom: false, getMinHeight: () => ROOM });
   widget.serialize = false;
-  const grown = Math.max(tall, node.computeSize()[1]);
+  const grown = window.LiteGraph?.vueNodesMode ? tall + ROOM + 8 : Math.max(tall, node.computeSize()[1]);
   node.setSize([node.size[0], grown]);
   if (grown > tall) pushDown(node, grown - tall);
   return widget;
