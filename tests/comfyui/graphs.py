@@ -60,9 +60,8 @@ class Template:
         return f"{english}\n\n{self.files('to')}".strip(), f"{chinese}\n\n{self.files('放到')}".strip()
 
     def files(self, to: str) -> str:
-        return "\n".join(
-            f"- [{name}]({FILES[name][1]}) {to} models/{FILES[name][0]}" for node in self.graph.values() for name in files_of(node)[:1]
-        )
+        names = [name for node in self.graph.values() for name in files_of(node)[:1]]
+        return "\n".join(f"- [{name}]({FILES[name][1]}) {to} models/{FILES[name][0]}" for name in names)
 
 
 def files_of(node: dict) -> list[str]:
@@ -73,6 +72,13 @@ def files_of(node: dict) -> list[str]:
 
 def command(line: str) -> str:
     return f"\n\n```\n{line}\n```\n\n"
+
+
+def trained(line: str, file: str, english: str, chinese: str) -> tuple[str, str]:
+    return (
+        f"**Train first**, with this pack's trainer:{command(line)}then copy **{file}** to models/loras. {english}",
+        f"**先训练**，使用本包的训练器：{command(line)}然后把 **{file}** 复制到 models/loras。{chinese}",
+    )
 
 
 def node(kind: str, **inputs) -> dict:
@@ -235,7 +241,11 @@ def inpainting():
             "Needs ComfyUI 0.3.74.",
             "右键点击图片，打开遮罩编辑器，涂抹要由 Z-Image Turbo 重画的部分。需要 ComfyUI 0.3.74。",
         ),
-        {"1 Model": MODEL, "2 Prompt": [["prompt", "image"]], "3 Sample": [["encoded", "latent", "sample", "decode"], ["save"]]},
+        {
+            "1 Model": MODEL,
+            "2 Prompt": [["prompt", "image"]],
+            "3 Sample": [["encoded", "latent", "sample", "decode"], ["save"]],
+        },
         {
             "model": Z_MODEL,
             **Z_TEXT,
@@ -275,12 +285,11 @@ def compare_steps():
 def qwen_image_lora():
     return Template(
         "Your Qwen-Image LoRA",
-        (
-            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images')}"
-            "then copy **runs/qwen-image-lora/qwen-image-lora.safetensors** to models/loras. The loader reads from the file which "
-            "times it was trained with and how to sample it.",
-            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images')}"
-            "然后把 **runs/qwen-image-lora/qwen-image-lora.safetensors** 复制到 models/loras。加载器会从文件中读取时间条件和采样设置。",
+        trained(
+            "python -m trainer.lora --config qwen-image-lora-24gb --time fold --data my_images",
+            "runs/qwen-image-lora/qwen-image-lora.safetensors",
+            "The loader reads from the file which times it was trained with and how to sample it.",
+            "加载器会从文件中读取时间条件和采样设置。",
         ),
         {**PLAIN, "1 Model": [["model", "clip", "vae", "lora"]]},
         {
@@ -298,12 +307,11 @@ def qwen_image_lora():
 def qwen_image_edit():
     return Template(
         "Your Qwen-Image-Edit adapter",
-        (
-            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl')}"
-            "then copy **runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors** to models/loras: a LoRA and the second time "
-            "embedder in one file.",
-            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl')}"
-            "然后把 **runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors** 复制到 models/loras：LoRA 与第二时间嵌入器合为一个文件。",
+        trained(
+            "python -m trainer.lora --config qwen-image-edit-lora-24gb --data my_edits.jsonl",
+            "runs/qwen-image-edit-lora/qwen-image-edit-lora.safetensors",
+            "It holds a LoRA and the second time embedder.",
+            "文件中有 LoRA 和第二时间嵌入器。",
         ),
         {"1 Model": MODEL, "2 Prompt": [["image", "scaled"], ["prompt", "latent"]], "3 Sample": SAMPLE},
         {
@@ -330,13 +338,11 @@ def qwen_image_edit():
 def sd35_lora():
     return Template(
         "Your SD3.5 LoRA",
-        (
-            f"**Train first**, with this pack's trainer:{command('python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images')}"
-            "then copy **runs/sd3.5-lora/sd3.5-lora.safetensors** to models/loras. TwinFlow Model Patch shows the times that the "
-            "model gets; for a LoRA whose file does not say so, set it to folded.",
-            f"**先训练**，使用本包的训练器：{command('python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images')}"
-            "然后把 **runs/sd3.5-lora/sd3.5-lora.safetensors** 复制到 models/loras。TwinFlow 模型补丁显示模型接收的时间；"
-            "文件没有说明的 LoRA 请设为 folded。",
+        trained(
+            "python -m trainer.lora --config sd3.5-medium-lora --time fold --data my_images",
+            "runs/sd3.5-lora/sd3.5-lora.safetensors",
+            "TwinFlow Model Patch shows the times that the model gets; for a LoRA whose file names none, set it to folded.",
+            "TwinFlow 模型补丁显示模型接收的时间；文件没有说明的 LoRA 请设为 folded。",
         ),
         {**PLAIN, "1 Model": [["model", "lora", "patch"]]},
         {

@@ -39,7 +39,9 @@ def job(template: Template) -> dict:
     return {
         "name": template.title,
         "notes": template.notes(),
-        "groups": {title: [[numbers[name] for name in column] for column in columns] for title, columns in template.groups.items()},
+        "groups": {
+            title: [[numbers[name] for name in column] for column in columns] for title, columns in template.groups.items()
+        },
         "graph": graph,
         "extra": {
             "linearData": {"inputs": [[numbers[name], widget] for name, widget in template.app], "outputs": saved},

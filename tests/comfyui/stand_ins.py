@@ -30,7 +30,9 @@ def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
         tiny.save(qwen.plain, unets / f"{name}.safetensors")
     tiny.save(find(sd3.plain).layout.to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
     if z_image:
-        tiny.save(families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors")  # diffusers' names, as the real one
+        tiny.save(
+            families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors"
+        )  # diffusers' names, as the real one
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
@@ -88,7 +90,10 @@ def cut_down(graph: dict) -> dict:
         if node["class_type"] == "EmptySD3LatentImage":
             inputs.update(width=64, height=64)
         elif node["class_type"] == "CheckpointLoaderSimple":  # has its text encoders and VAE in it
-            graph[key] = {"class_type": "UNETLoader", "inputs": {"unet_name": "sd3.5_medium.safetensors", "weight_dtype": "default"}}
+            graph[key] = {
+                "class_type": "UNETLoader",
+                "inputs": {"unet_name": "sd3.5_medium.safetensors", "weight_dtype": "default"},
+            }
             graph["1003"] = {"class_type": "VAELoader", "inputs": {"vae_name": "sd3.5_vae.safetensors"}}
             for other in graph.values():
                 other["inputs"] |= {name: ["1003", 0] for name, value in other["inputs"].items() if value == [key, 2]}

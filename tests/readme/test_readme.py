@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
 
 
+@cache
 def said() -> str:
     """Every text in the nodes and the library, with what is filled in left out."""
     texts = []
@@ -27,6 +29,11 @@ def said() -> str:
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
+
+
+def is_said(message: str) -> bool:
+    """Dots stand for what is filled in; a line break in the code's text is none."""
+    return re.search(r"[^\n]*".join(re.escape(part.strip(" ,")) for part in message.split("...")), said()) is not None
 
 
 def rows(text: str, first: str) -> list[list[str]]:
@@ -42,19 +49,23 @@ def messages(text: str) -> list[str]:
 
 @pytest.mark.parametrize("message", messages(ENGLISH))
 def test_message_is_one_of_ours(message):
-    assert message in said()
+    assert is_said(message)
 
 
 def help_messages() -> list[tuple[str, str]]:
     pages = sorted((ROOT / "web" / "docs").glob("*/*.md"))
     part = {path: re.split(r"^## (?:Messages|提示信息)$", path.read_text(encoding="utf-8"), flags=re.M)[1:] for path in pages}
-    return [(f"{path.parent.name}/{path.name}", m) for path in pages for text in part[path] for m in re.findall(r"\*([^*\n]+)\*", text)]
+    return [
+        (f"{path.parent.name}/{path.name}", m)
+        for path in pages
+        for text in part[path]
+        for m in re.findall(r"\*([^*\n]+)\*", text)
+    ]
 
 
 @pytest.mark.parametrize(("page", "message"), help_messages())
 def test_message_of_a_help_page_is_one_of_ours(page, message):
-    for part in message.split("..."):
-        assert part.strip() in said(), page
+    assert is_said(message), page
 
 
 def test_the_languages_are_in_step():
@@ -71,7 +82,9 @@ def test_the_languages_are_in_step():
 
 
 def test_counts_its_templates():
-    number = {8: "Eight", 9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve"}[len(list((ROOT / "example_workflows").glob("*.json")))]
+    number = {8: "Eight", 9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve"}[
+        len(list((ROOT / "example_workflows").glob("*.json")))
+    ]
     assert f"{number} workflows are then under Templates" in ENGLISH
 
 
