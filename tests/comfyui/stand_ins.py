@@ -30,9 +30,7 @@ def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
         tiny.save(qwen.plain, unets / f"{name}.safetensors")
     tiny.save(find(sd3.plain).layout.to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
     if z_image:
-        tiny.save(
-            families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors"
-        )  # diffusers' names, as the real one
+        tiny.save(families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors")
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
