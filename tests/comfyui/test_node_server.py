@@ -1,5 +1,9 @@
 """Against a started ComfyUI: the pack is there, runs through the HTTP API, previews, reports and stops."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import tiny
 import torch
@@ -70,6 +74,16 @@ def test_pack_is_loaded(server):
     assert IDS <= set(info)
     assert "IMPORT FAILED" not in server.said()
     assert all(info[i]["category"] == "TwinFlow" for i in IDS)
+
+
+def test_no_kind_of_model_is_added(server, comfyui):
+    """The page's model library shows every kind that is registered: those of core alone, though our nodes list more."""
+    code = "import folder_paths, json; print(json.dumps(list(folder_paths.folder_names_and_paths)))"
+    core = subprocess.run([sys.executable, "-c", code], cwd=comfyui, check=True, capture_output=True, text=True)
+    assert set(server.get("/models")) == set(json.loads(core.stdout.splitlines()[-1]))
+    (file, *_) = server.get("/object_info/TwinFlowCachedPrompt")["TwinFlowCachedPrompt"]["input"]["required"]["file"]
+    options = file if isinstance(file, list) else _[0]["options"]
+    assert options == ["prompts.safetensors"]
 
 
 def test_every_input_has_a_tooltip(server):
