@@ -103,5 +103,5 @@ def test_inputs_without_effect_are_hidden_and_a_link_says_what_it_replaces(pages
     assert nodes["6"]["hidden"] == ["steps", "start_gap", "end_gap", "warp_a", "warp_b", "warp_c"]
     assert nodes["7"]["hidden"] == ["stochasticity"]
     assert nodes["8"]["hidden"] == ["preset", "denoise"]
-    assert nodes["8"]["labels"]["sigmas"] == "sigmas (in place of the preset's and denoise)"
-    assert nodes["8"]["labels"]["sampler"] == "sampler (in place of the preset's)"
+    assert nodes["8"]["labels"]["sigmas"] == "sigmas (replaces preset, denoise)"
+    assert nodes["8"]["labels"]["sampler"] == "sampler (replaces preset)"

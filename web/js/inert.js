@@ -12,7 +12,7 @@ const INERT = {
   TwinFlowSampleLatent: (node) => (linked(node, 'sigmas') ? (linked(node, 'sampler') ? ['denoise', 'preset'] : ['denoise']) : []),
 };
 // node -> the inputs that replace something once they are linked, and what
-const REPLACES = { TwinFlowSampleLatent: { sigmas: "in place of the preset's and denoise", sampler: "in place of the preset's" } };
+const REPLACES = { TwinFlowSampleLatent: { sigmas: 'replaces preset, denoise', sampler: 'replaces preset' } };
 
 function refresh(node) {
   const inert = INERT[node.comfyClass](node);

@@ -49,9 +49,11 @@ function panel(node) {
   if (there) return there;
   const element = document.createElement('div');
   element.className = 'twinflow-report';
+  const most = reports(node) ? undefined : ROOM;
+  if (most) element.style.maxHeight = `${most}px`;
   element.addEventListener('wheel', (event) => element.scrollHeight > element.clientHeight && event.stopPropagation());
   const tall = node.size[1];
-  const widget = node.addDOMWidget(KEY, KEY, element, { serialize: false, hideOnZoom: false, getMinHeight: () => ROOM });
+  const widget = node.addDOMWidget(KEY, KEY, element, { serialize: false, hideOnZoom: false, getMinHeight: () => ROOM, getMaxHeight: () => most });
   widget.serialize = false;
   const grown = window.LiteGraph?.vueNodesMode ? tall + ROOM + 8 : Math.max(tall, node.computeSize()[1]);
   node.setSize([node.size[0], grown]);
@@ -105,6 +107,19 @@ function settle(running) {
   }
 }
 
+// A node that ComfyUI does not run again says nothing; what it said last of the same inputs is in the history.
+async function recall(ids) {
+  const nodes = ids.map((id) => [id, find(id)]).filter(([, node]) => node && reports(node));
+  if (!nodes.length) return;
+  const inputs = (prompt, id) => JSON.stringify([prompt?.[id]?.class_type, prompt?.[id]?.inputs]);
+  const { output: now } = await app.graphToPrompt();
+  const past = Object.values(await (await api.fetchApi('/history?max_items=64')).json()).reverse();
+  for (const [id, node] of nodes) {
+    const job = past.find(({ prompt, outputs }) => outputs[id]?.[KEY] && inputs(prompt[2], id) === inputs(now, id));
+    if (job) say(node, job.outputs[id][KEY][0]);
+  }
+}
+
 app.registerExtension({
   name: 'TwinFlow.Report',
   setup() {
@@ -114,6 +129,7 @@ app.registerExtension({
       settle(id);
       if (id !== null) waiting.add(id);
     });
+    api.addEventListener('execution_cached', ({ detail }) => recall(detail.nodes ?? []));
     api.addEventListener('execution_success', () => settle(null));
     api.addEventListener('execution_error', () => waiting.clear());
     api.addEventListener('execution_interrupted', () => waiting.clear());
