@@ -68,7 +68,7 @@ def model(golden, comfy, run):
 # What every file of nodes/ calls by name
 
 
-ROOTS = ("comfy", "comfy_api", "folder_paths", "latent_preview", "node_helpers", "server")
+ROOTS = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "node_helpers", "server")
 
 
 def uses(path: Path):
