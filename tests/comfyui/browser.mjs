@@ -200,7 +200,7 @@ async function dropAndRun(page, { workflow, shot, seconds }) {
   await page.waitForTimeout(2500);
   const types = await page.evaluate(() => window.app.graph.nodes.map((n) => n.type));
   const shown = await page.evaluate(() => window.app.graph.nodes.filter((n) => n.imgs?.length && n.imgs[0].naturalWidth).map((n) => n.type));
-  const texts = await page.evaluate(() => window.app.graph.nodes.flatMap((n) => (n.widgets ?? []).filter((w) => String(w.value).includes('second time embedder')).map(() => n.type)));
+  const reports = await page.locator('.twinflow-report b').allTextContents();
   await page.screenshot({ path: shot });
-  return { images, types, shown, texts };
+  return { images, types, shown, reports };
 }

@@ -1,6 +1,7 @@
 """Against a started ComfyUI: the pack is there, runs through the HTTP API, previews, reports and stops."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -72,7 +73,7 @@ def graph(model="two.safetensors", *, preset="4 steps", seed=1, size=8) -> dict:
 def test_pack_is_loaded(server):
     info = server.get("/object_info")
     assert IDS <= set(info)
-    assert "IMPORT FAILED" not in server.said()
+    assert not re.search("IMPORT FAILED.*twinflow", server.said())  # core's own nodes may lack a package
     assert all(info[i]["category"] == "TwinFlow" for i in IDS)
 
 
@@ -105,9 +106,9 @@ def test_image_with_progress_and_preview(server):
     assert any("second time embedder: 4 tensors" in text for text in outcome.outputs["1"]["text"])
 
 
-def test_plain_file_is_refused_with_its_keys_and_the_fix(server):
+def test_plain_file_is_refused_with_the_fix(server):
     outcome = server.run(graph("plain.safetensors"))
-    assert "plain.safetensors" in outcome.error and "time_text_embed_2" in outcome.error and "adapter" in outcome.error
+    assert "plain.safetensors: is a plain Qwen-Image" in outcome.error and "Choose its TwinFlow adapter" in outcome.error
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..\\two.safetensors", "two.ckpt"])
