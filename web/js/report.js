@@ -4,7 +4,7 @@ import { app } from '../../../scripts/app.js';
 import { api } from '../../../scripts/api.js';
 
 const KEY = 'twinflow';
-const ROOM = 84; // pixels; longer texts scroll
+const ROOM = 96; // pixels; longer texts scroll
 const BELOW = 40; // a title, and air, between a node that grew and its neighbour
 const STYLE = `
 .twinflow-report { box-sizing: border-box; height: 100%; min-height: ${ROOM}px; overflow-y: auto; padding: 4px 8px; border-radius: 6px;
