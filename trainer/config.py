@@ -31,6 +31,7 @@ BY_MODE: dict[str, dict[str, Any]] = {
     "full": dict(lr=1e-5, rank=8, targets="all"),
     "base": {},
 }
+SOURCES = {("data", "data"), ("logging", "validation")}  # options that hold paths
 READ_BY_BASE = {  # beside the section "base", of which path is for the others
     "model", "mode", "out", "name", "seed", "threads", "save_dtype",
     "log_every", "sample_every", "validate_every", "save_every", "tracker", "evaluate",
@@ -64,13 +65,17 @@ class Data(Section):
         "", "text encoder and VAE: a diffusers folder or a hub id (default: those of --source, or as published)", metavar="PATH"
     )
     data: str = option(
-        "", "training data: a folder of images with .txt captions, a .jsonl or a .parquet file, or with --image-free a .txt "
-        "file of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
+        "", "training data: a folder of images with .txt captions, a table (.jsonl, .csv, .parquet), or with --image-free a "
+        ".txt file of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
     )  # fmt: skip
     resolution: int = option(1024, "images are scaled and cut to about this many pixels squared", top=True, ge=32)
     aspect: float = option(2.0, "longest image shape to cut to, long side by short side; 1 allows squares only", ge=1)
     aspects: str = option("1:1", "image shapes (width:height) that --image-free trains, such as 1:1,3:2,2:3")
     caption: str = option("", "caption for images that have none (default: they are skipped)")
+    captions: Literal["whole", "lines"] = option(
+        "whole", "what a .txt file beside an image is: one caption, or one a line, of which one is drawn each time"
+    )
+    upscale_limit: float = option(2.0, "images that have to be enlarged more than this are named in the report", gt=0)
     caption_dropout: float = option(0.0, "share of images trained under --guidance-prompt, not their caption", ge=0, le=1)
     guidance_prompt: str = option("", "negative prompt of the trained-in guidance (default: the model's empty prompt)")
     cache: Path | None = option(None, "folder of encoded images and captions, shared by runs (default: <out>/cache/<model>)")
@@ -284,7 +289,8 @@ class Settings(Section):
         base = base or self.mode == "base"
         sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
         names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
-        names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch"}
+        names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch", "upscale_limit"}
+        names -= {"captions"} if self.data.captions == "whole" else set()  # younger than the first runs
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
         values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -304,7 +310,9 @@ class Option:
     lora: bool = False
 
     def parse(self, value: Any) -> Any:
-        """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"."""
+        """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"; and data may be a list of paths."""
+        if (self.section, self.field) in SOURCES and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return ",".join('"' + path.replace('"', '""') + '"' if set(path) & set(',"') else path for path in value)
         origin = get_origin(self.kind)
         if not (isinstance(value, str) and isinstance(origin, type) and issubclass(origin, (Mapping, tuple))):
             return value

@@ -62,8 +62,8 @@ VALUES: dict[str, dict[str, str]] = {  # option here -> another trainer's value 
 _EPOCHS = "length is given in --steps; an epoch is images / (batch x accumulation x devices) of them"
 _ALWAYS_CACHED = "images and captions are always encoded once, before training, and kept on disk (--cache)"
 _BUCKETS = "images always go to buckets of about --resolution squared; --aspect limits their shapes"
-_DATA = "there is no data set file; expected --data with folders, .jsonl or .parquet, several by comma"
-_REPEATS = "repeats stand behind a path; expected --data path*3"
+_DATA = "there is no data set file; expected --data with folders or tables (.jsonl, .csv, .parquet), several by comma"
+_REPEATS = "repeats stand behind a path, or in the name of a folder; expected --data path*3, or a folder 3_name"
 _FLAT = "settings are flat here, one `name: value` a line, under the names of --help"
 _BETAS = "both betas are one option; expected --betas 0.9,0.999"
 _NORMAL = "mean and deviation are one option; expected --time-normal 0,1"
@@ -90,7 +90,7 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "discrete_flow_shift": "t is drawn as --times, --time-beta and --time-normal say, without a shift",
     "dataset_repeats": _REPEATS, "num_repeats": _REPEATS, "repeats": _REPEATS,
     "dataset_config": _DATA, "data_backend_config": _DATA, "datasets": _DATA,
-    "caption_extension": "captions are .txt files beside the images",
+    "caption_extension": "captions are .txt or .caption files beside the images",
     "enable_bucket": _BUCKETS, "min_bucket_reso": _BUCKETS, "max_bucket_reso": _BUCKETS, "bucket_reso_steps": _BUCKETS,
     "center_crop": _BUCKETS, "random_flip": "images are not flipped; add flipped ones to the data",
     "cache_latents": _ALWAYS_CACHED, "cache_latents_to_disk": _ALWAYS_CACHED, "cache_text_encoder_outputs": _ALWAYS_CACHED,

@@ -23,7 +23,7 @@ def files(cache, kind="*"):
 
 
 def test_files_say_what_the_encoders_say(prepared, cache, folder):
-    data, _ = prepared(folder)
+    data, _ = prepared(folder, captions="lines")
     torch.manual_seed(0)
     module = TextEncoder()
     for row in data.rows:
@@ -117,7 +117,7 @@ def test_changed_image_is_encoded_anew(prepared, cache, folder, image):
 def test_copies_share_a_file(prepared, cache, folder):
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     (folder / "copy.txt").write_text("one")
-    data, report = prepared(folder)
+    data, report = prepared(folder, captions="lines")
     assert report.used == 7 and len(files(cache, "latents")) == 6 and len(files(cache, "captions")) == 9
 
 
@@ -165,9 +165,9 @@ def test_report_on_disk(prepared, folder, tmp_path):
 def test_processes_share_the_work(prepared, folder, image, text, cache):
     """Process 1 of 2 does its half only; process 0 the rest; together they did each file once."""
     with pytest.raises(TrainerError, match="is missing though its process is done"):
-        prepared(folder, share=(1, 2))
+        prepared(folder, share=(1, 2), captions="lines")
     half = len(files(cache))
-    data, _ = prepared(folder, share=(0, 2))
+    data, _ = prepared(folder, share=(0, 2), captions="lines")
     assert half == 3 + 4 and len(files(cache)) == 15 and len(data) == 6
     assert sum(len(x) for (x,) in image.inputs) == 6 and sum(len(x) for (x,) in text.inputs) == 9
 

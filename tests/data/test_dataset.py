@@ -45,7 +45,7 @@ def test_exact_resumption(prepared, folder):
 
 
 def test_captions_take_turns(prepared, folder):
-    data, _ = prepared(folder)
+    data, _ = prepared(folder, captions="lines")
     drawn = Counter(data.caption(epoch, 0, seed=0).text for epoch in range(600))
     assert set(drawn) == {"one", "two", "three"} and min(drawn.values()) > 150
     assert [data.caption(e, 0, 0) for e in range(20)] == [data.caption(e, 0, 0) for e in range(20)]
@@ -67,7 +67,7 @@ def test_null_prompt_is_the_unconditional_one(prepared, folder):
 
 
 def test_repeats(prepared, folder):
-    data, report = prepared(f"{folder}*3")
+    data, report = prepared(f"{folder}*3", captions="lines")
     assert len(data) == report.used == 18 and sum(report.buckets.values()) == 18
     captions = {tuple(data.caption(epoch, row, 0).text for epoch in range(30)) for row in range(3)}
     assert len(captions) == 3  # each repeat draws its own
@@ -138,3 +138,17 @@ def test_missing_cache_file_is_named(prepared, folder):
     path.unlink()
     with pytest.raises(TrainerError, match=str(path)):
         data.batch_at(0, 2, 0)
+
+
+@pytest.mark.parametrize("height, width, noted", [(8, 8, True), (32, 32, False), (15, 32, True), (400, 40, False)])
+def test_enlarged_images_are_noted(prepared, tmp_path, height, width, noted):
+    draw(tmp_path / "a" / "a.png", height, width).with_suffix(".txt").write_text("a")
+    _, report = prepared(tmp_path / "a", upscale_limit=1.5)
+    assert report.used == 1 and ("image enlarged more than 1.5 times" in report.noted) == noted
+
+
+@pytest.mark.parametrize("height, width, noted", [(100, 4000, True), (4000, 100, True), (64, 64, False), (64, 160, False)])
+def test_heavily_cut_images_are_noted(prepared, tmp_path, height, width, noted):
+    draw(tmp_path / "a" / "a.png", height, width).with_suffix(".txt").write_text("a")
+    _, report = prepared(tmp_path / "a")
+    assert report.used == 1 and ("image of which more than 50% is cut off" in report.noted) == noted

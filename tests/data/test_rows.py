@@ -7,6 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trainer import TrainerError
+from trainer.config import resolve
 from trainer.data import rows as training_rows
 from trainer.data.report import Report
 
@@ -25,7 +26,7 @@ def table(path, columns, **options):
 
 def test_folder(folder):
     rows, report = read(folder)
-    assert [row.captions for row in rows][:2] == [("one", "two", "three"), ("image 1",)]
+    assert [row.captions for row in rows][:2] == [("one\ntwo\n\nthree",), ("image 1",)]
     assert [row.target.path.name for row in rows] == [f"{i}.png" for i in range(6)]
     assert not report.skipped
 
@@ -154,3 +155,33 @@ def test_unusable_sources(tmp_path, make, message):
     with pytest.raises(TrainerError, match=message) as error:
         read(make(tmp_path), image_free=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cats, dogs", "star*2", "a,,b*x", "猫 фото é", 'say "x"', "[1]"])
+def test_any_path_can_be_written(tmp_path, name):
+    draw(tmp_path / name / "a.png", 8, 8).with_suffix(".txt").write_text("a")
+    draw(tmp_path / "other" / "b.png", 8, 8).with_suffix(".txt").write_text("b")
+    quoted = '"' + str(tmp_path / name).replace('"', '""') + '"'
+    for written, repeats in ((tmp_path / name, 1), (quoted, 1), (f"{quoted}*3", 3), (f"{tmp_path / name}*3", 3)):
+        for data in (f"{written},{tmp_path / 'other'}*2", f"{tmp_path / 'other'}*2 , {written}"):
+            rows, _ = read(data)
+            assert {row.captions[0]: row.repeats for row in rows} == {"a": repeats, "b": 2}, data
+
+
+def test_too_many_repeats(folder):
+    for many in (10**7, 10**30, "9" * 5000):
+        with pytest.raises(TrainerError, match="expected at most"):
+            read(f"{folder}*{many}")
+
+
+def test_an_unknown_home(tmp_path):
+    with pytest.raises(TrainerError, match="does not exist"):
+        read("~nobody-of-this-name/photos")
+
+
+def test_sources_listed_in_a_file(tmp_path):
+    paths = [tmp_path / "cats, dogs", tmp_path / "other"]
+    for path in paths:
+        draw(path / "a.png", 8, 8).with_suffix(".txt").write_text("a")
+    settings = resolve("lora", {"model": "sana", "data": [str(paths[0]), f"{paths[1]}*2"]}, notify=lambda line: None)
+    assert [row.repeats for row in read(settings.data.data)[0]] == [1, 2]

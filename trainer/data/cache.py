@@ -22,7 +22,7 @@ from twinflow.weights import WeightsError, load, save, write_atomically
 
 from .. import TrainerError
 from .image_files import Broken, pixels
-from .rows import ImageFile
+from .row import ImageFile
 
 VERSION = 1  # of the files and of how pixels are cut: raise it when either changes
 
@@ -93,7 +93,7 @@ class Cache:
         if self.latents_path(shot).exists():
             return None
         try:
-            return self._fault_path(shot).read_text()
+            return self._fault_path(shot).read_text("utf-8")
         except FileNotFoundError:
             raise TrainerError(
                 f"{self.latents_path(shot)}: is missing though its process is done; run the same command again"
@@ -158,7 +158,7 @@ class Cache:
                 self._write(self.caption_path(caption), lambda p, x=prompt: save_prompts(p, {"prompt": x}))
 
     def _note(self, shot: Shot, why: str) -> None:
-        self._write(self._fault_path(shot), lambda p: write_atomically(p, lambda t: Path(t).write_text(why)))
+        self._write(self._fault_path(shot), lambda p: write_atomically(p, lambda t: Path(t).write_text(why, "utf-8")))
 
     @staticmethod
     def _write(path: Path, write: Callable[[Path], None]) -> None:

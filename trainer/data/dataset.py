@@ -32,6 +32,7 @@ from .order import Order
 from .report import Report
 
 Collate = Callable[[list[Prompt]], Condition]
+LEAST = 0.5  # share of an image that is kept, below which it is noted
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DataRequest:
     """data: sources, comma-separated (see rows.read).  multiple: of both sides of an image, what the model needs.
 
     aspects: of rows without images, when image_free.  encode_batch: images or captions an encoder gets at a time.
+    captions: "whole", or "lines": a text file beside an image is one caption, or one a line.  upscale_limit: images that are
+    enlarged more than this are noted.
     """
 
     data: str
@@ -50,6 +53,8 @@ class DataRequest:
     edit: bool = False
     image_free: bool = False
     caption: str = ""
+    captions: str = "whole"
+    upscale_limit: float = 2.0
     null_prompt: str = ""
     caption_dropout: float = 0.0
 
@@ -141,7 +146,10 @@ def prepare(
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    found = rows.read(request.data, report, edit=request.edit, image_free=request.image_free, caption=request.caption)
+    found = rows.read(
+        request.data, report, edit=request.edit, image_free=request.image_free, caption=request.caption,
+        lines=request.captions == "lines",
+    )  # fmt: skip
     samples = survey(found, request, cache.folder, report, share[0])
     cache.fill(
         [shot for s in samples for shot in shots(s)],
@@ -168,18 +176,25 @@ def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Re
 
     def shot(image):
         digest, size = digests(image)
-        return Shot(image, digest, buckets.nearest(*size))
+        return Shot(image, digest, cut := buckets.nearest(*size)), fit(size, cut)
 
     for row in tqdm(found, desc="looking at rows", unit="", disable=process != 0, delay=1):
         try:
-            target = None if request.image_free else shot(row.target)
-            references = tuple(shot(image) for image in row.references) if request.edit else ()
+            wanted = [*([] if request.image_free else [row.target]), *(row.references if request.edit else ())]
+            cut = [shot(image) for image in wanted]
         except Broken as fault:
             report.skip("broken image", f"{row.name} ({fault})")
             continue
         except OSError as error:
             report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
             continue
+        for _, (scale, kept) in cut:
+            if scale > request.upscale_limit:
+                report.note(f"image enlarged more than {request.upscale_limit:g} times", f"{row.name} ({scale:.3g} times)")
+            if kept < LEAST:
+                report.note(f"image of which more than {1 - LEAST:.0%} is cut off", f"{row.name} ({1 - kept:.0%})")
+        every = [made for made, _ in cut]
+        target, references = (None if request.image_free else every[0]), tuple(every[0 if request.image_free else 1 :])
         captions = tuple(Caption(text, references) for text in row.captions)
         size = target.size if target else free[seed_of(row.captions) % len(free)]
         null = Caption(request.null_prompt, references)
@@ -187,6 +202,12 @@ def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Re
     if process == 0:
         digests.save()
     return samples
+
+
+def fit(size: tuple[int, int], cut: tuple[int, int]) -> tuple[float, float]:
+    """How often an image (height, width) is enlarged to cover a size, and the share of it that is then within."""
+    scale = max(cut[0] / size[0], cut[1] / size[1])
+    return scale, cut[0] * cut[1] / (scale**2 * size[0] * size[1])
 
 
 def shots(sample: Sample) -> list[Shot]:

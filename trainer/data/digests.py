@@ -7,7 +7,7 @@ from pathlib import Path
 from twinflow.weights import write_json
 
 from .image_files import size
-from .rows import ImageFile
+from .row import ImageFile
 
 
 class Digests:
@@ -16,9 +16,10 @@ class Digests:
     def __init__(self, path: Path):
         self.path, self.fresh = path, False
         try:
-            self.seen = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self.seen = {}
+            seen = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            seen = None
+        self.seen = {name: own for name, own in seen.items() if usable(own)} if isinstance(seen, dict) else {}
 
     def __call__(self, image: ImageFile) -> tuple[str, tuple[int, int]]:
         """Digest of the bytes, and (height, width).  Raises OSError and images.Broken."""
@@ -34,3 +35,14 @@ class Digests:
     def save(self) -> None:
         if self.fresh:
             write_json(self.seen, self.path)
+
+
+def usable(entry: object) -> bool:
+    """Whether it is as it was written: the file may have been changed or cut by others."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("digest"), str)
+        and isinstance(own := entry.get("size"), list)
+        and len(own) == 2
+        and all(isinstance(side, int) and side > 0 for side in own)
+    )

@@ -1,5 +1,8 @@
 """Images from bytes to pixels: upright, opaque, cut to a bucket's size.  Nothing here is random."""
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 
 import numpy as np
@@ -7,12 +10,27 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+SUFFIXES = (  # of images, also of such as Pillow cannot read
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jfif", ".jpe", ".apng", ".jp2", ".j2k",
+    ".jpx", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".psd", ".jxl", ".heic", ".heif", ".hif", ".exr", ".hdr", ".svg",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+)  # fmt: skip
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class Broken(Exception):
     """An image that cannot be decoded; the message says why."""
+
+
+@cache
+def readable() -> frozenset[str]:
+    """Those of the suffixes that Pillow reads here; the packages pillow-heif and pillow-jxl-plugin teach it more."""
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    if find_spec("pillow_jxl"):
+        import_module("pillow_jxl")  # registers itself
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset(known.intersection(SUFFIXES))
 
 
 def size(data: bytes) -> tuple[int, int]:

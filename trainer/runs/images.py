@@ -87,8 +87,8 @@ class ImageRun:
         own = settings.data
         values: dict[str, Any] = dict(
             data=source, resolution=own.resolution, multiple=self.backbone.pixels, aspect=own.aspect, edit=self.backbone.edits,
-            image_free=settings.objective.image_free, aspects=own.aspects, caption=own.caption, null_prompt=own.guidance_prompt,
-            encode_batch=own.encode_batch,
+            image_free=settings.objective.image_free, aspects=own.aspects, caption=own.caption, captions=own.captions,
+            upscale_limit=own.upscale_limit, null_prompt=own.guidance_prompt, encode_batch=own.encode_batch,
         )  # fmt: skip
         return DataRequest(**values | changes)
 

@@ -1,0 +1,36 @@
+"""One row of training data, and where its images' bytes lie.  Nothing is decoded here."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from . import parquet
+
+
+class ImageFile(NamedTuple):
+    """Where an image's bytes lie: a file, or a cell of a parquet file."""
+
+    path: Path
+    column: str = ""
+    row: int = 0
+
+    def read(self) -> bytes:
+        """Raises OSError, also for an empty cell.  A cell is bytes, or as Hugging Face has it {bytes, path}."""
+        if not self.column:
+            return self.path.read_bytes()
+        data = parquet.cell(self.path, self.column, self.row)
+        if isinstance(data, dict):
+            inside, beside = data.get("bytes"), data.get("path")
+            data = inside if inside or not isinstance(beside, str) else (self.path.parent / beside).read_bytes()
+        if not isinstance(data, bytes):
+            raise FileNotFoundError(f"no bytes in column {self.column!r}")
+        return data
+
+
+class Row(NamedTuple):
+    """name: for reports.  captions: one is drawn each time.  target: None without an image.  references: of an edit."""
+
+    name: str
+    captions: tuple[str, ...]
+    target: ImageFile | None
+    references: tuple[ImageFile, ...] = ()
+    repeats: int = 1
