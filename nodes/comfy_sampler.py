@@ -15,7 +15,8 @@ from ..twinflow import path
 from ..twinflow.sampler import sample
 from .inputs import check_flow, check_latent, check_times
 from .setups import check_conditioning, check_scale, check_style
-from .time_conditioning import KEY, TimeConditioning, time_conditioning_of
+from .time_conditioning import time_conditioning_of
+from .times import KEY, TimeConditioning
 
 # An empty latent noised from here on is text to image: it starts from noise alone, as the released sampler does.
 PURE_NOISE = 0.9

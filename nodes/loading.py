@@ -19,7 +19,8 @@ from .quantised import COMPANIONS, METADATA
 from .report import Report
 from .saved import attach_provenance
 from .supported import names
-from .time_conditioning import TimeConditioning, attach, has_second_embedder
+from .time_conditioning import attach, has_second_embedder
+from .times import TimeConditioning
 
 DTYPES = {
     "default": {},

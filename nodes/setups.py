@@ -1,17 +1,11 @@
 """Setups that give a wrong image although everything runs: what to say of them, on the node that samples."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .report import warn
 from .supported import backbone_of
-
-if TYPE_CHECKING:
-    from .time_conditioning import TimeConditioning
+from .times import TimeConditioning
 
 FEW = 6  # steps; with more of them, style few only throws away what the steps before found
 MULTI = 15  # steps for the way from noise to the image; with fewer, plain flow matching blurs

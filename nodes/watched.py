@@ -4,7 +4,8 @@ import comfy.model_base
 
 from .inputs import check_prompt
 from .setups import check_stock_sampler
-from .time_conditioning import KEY, has_second_embedder
+from .time_conditioning import has_second_embedder
+from .times import KEY
 
 
 class Watched(comfy.model_base.BaseModel):

@@ -202,7 +202,7 @@ def test_time_reaches_the_network(golden, comfy, model, monkeypatch):
     scale = comfy.part("twinflow.backbones").find(golden.weights).native_scale
     if t.dtype != torch.float32 or not torch.allclose(t, torch.tensor([0.7 * scale])):
         return f"{golden.name}: sigma 0.7 came as {t} ({t.dtype})"
-    key = comfy.part("nodes.time_conditioning").KEY
+    key = comfy.part("nodes.times").KEY
     return None if key in given.get("transformer_options", {}) else f"{golden.name}: got {', '.join(given)}"
 
 

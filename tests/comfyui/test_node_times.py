@@ -34,7 +34,7 @@ def forward(golden, comfy):
         extra = {"zimage": dict(num_tokens=cond.shape[1]), "sd3": dict(y=golden.tensors["c1"][: len(t)].to(dtype))}
         options = {}
         if r is not None:
-            options["twinflow"] = comfy.part("nodes.time_conditioning").TimeConditioning(target=torch.tensor(r))
+            options["twinflow"] = comfy.part("nodes.times").TimeConditioning(target=torch.tensor(r))
         arguments = dict(context=cond, transformer_options=options, **extra.get(golden.name, {}))
         x = x.unsqueeze(2) if golden.name == "qwen" else x
         with torch.no_grad():

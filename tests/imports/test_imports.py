@@ -11,7 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 READ_FILES = {"twinflow.weights", "twinflow.prompts", "twinflow.words"}  # the modules that may need safetensors
 HEAVY = ("diffusers", "peft", "accelerate", "transformers", "trainer", "pydantic", "sklearn", "matplotlib")
-COMFY = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "server", "execution", "nodes")
+COMFY = (
+    *("comfy", "comfy_api", "comfy_execution", "comfy_extras"),
+    *("folder_paths", "latent_preview", "server", "execution", "nodes"),
+)
 MAY_IMPORT = {  # what of the repository, or of the outside that one side only may touch
     "twinflow": {"twinflow"},
     "trainer": {"twinflow", "trainer"},
