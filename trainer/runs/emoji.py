@@ -36,7 +36,7 @@ BASE_OBJECTIVE = replace(
     OBJECTIVES["flow-matching"], reach=0.0, loss="l2", times="logit-normal", stratified=True, guidance_ratio=0.0
 )
 SCALES = 1.0, 1.5, 2.0, 3.0, 5.0  # of guidance, that a base is judged at
-SCALE = 2.0  # and drawn with
+SCALE = 1.5  # and drawn with
 ACROSS = 4
 ABOUT = {  # in the metadata of a base's files
     "modelspec.sai_model_spec": "1.0.0",
