@@ -14,6 +14,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from twinflow.backbones import all_backbones, models
 from twinflow.objective import Objective
@@ -28,7 +29,7 @@ RENAMED = {"difference": "dt"}  # an older name -> the present one; read with a 
 BY_MODE: dict[str, dict[str, Any]] = {
     "lora": dict(lr=1e-4),
     # no LoRA's settings are read here; these are what the first version recorded, whose runs can thus be gone on with
-    "full": dict(lr=1e-5, rank=8, targets="all"),
+    "full": dict(lr=1e-5, rank=8, targets="all", keep_weights=1),
     "base": {},
 }
 SOURCES = {("data", "data"), ("logging", "validation")}  # options that hold paths
@@ -47,6 +48,14 @@ def option(
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        most = 2**63 - 1 if info.field_name == "seed" else 2**31 - 1
+        if isinstance(value, int) and value > most:
+            raise PydanticCustomError("too_large", f"expected at most {most}")
+        return value
 
 
 class Run(Section):
@@ -202,7 +211,8 @@ class Logging(Section):
     validation: str = option("", "data for the validation loss, in the forms of --data (default: none)", metavar="PATH")
     validate_every: int = option(500, "steps between two validations", ge=1)
     save_every: int = option(500, "steps between two checkpoints", ge=1)
-    keep: int = option(2, "number of checkpoints kept", ge=1)
+    keep: int = option(2, "number of checkpoints kept, to go on from", ge=1)
+    keep_weights: int = option(0, "number of weights files kept, one of which is written with every checkpoint; 0: all", ge=0)
     tracker: Literal["auto", "tensorboard", "wandb", "none"] = option(
         "auto", "where the log goes, beside metrics.csv; auto is TensorBoard where it is installed"
     )
@@ -399,14 +409,14 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
 def known_model(name: str) -> str:
     """The name, where it is a model's.  Raises TrainerError."""
     hub = {own: repository for known in all_backbones().values() for own, repository in known.models.items()}
-    if name not in hub:
+    if not isinstance(name, str) or name not in hub:
         raise TrainerError(hints.model(str(name), hub))
     return name
 
 
 def published(preset: str) -> dict[str, Any]:
     """All that defines a published method.  Raises TrainerError."""
-    if preset not in OBJECTIVES:
+    if not isinstance(preset, str) or preset not in OBJECTIVES:
         raise TrainerError(f"preset is {preset!r}; expected one of {', '.join(OBJECTIVES)}")
     return {name: OPTIONS[name].default for name in METHOD} | dict(vars(OBJECTIVES[preset]))
 

@@ -1,4 +1,4 @@
-"""Images from a finished run's files:  python -m trainer.generate runs/digits-lora --steps 2   (all options: --help)"""
+"""Images from a run's files:  python -m trainer.generate runs/digits-lora --steps 2   (all options: --help)"""
 
 import argparse
 import sys
@@ -13,17 +13,21 @@ from . import TrainerError
 from .backbones import Backbone, backbone
 from .config import Settings, read_settings
 from .runs import drawing, run_of
+from .weights import files
 from .weights.inference import generate, load_trained, noise
 
 
 def main(argv: list[str] | None = None) -> int:
-    """python -m trainer.generate RUN: images from a finished run's files.  Exit code 0, or 2 for bad input."""
+    """python -m trainer.generate RUN: images from a run's files.  Exit code 0, or 2 for bad input."""
     p = argparse.ArgumentParser(
         prog="python -m trainer.generate",
-        description="Draw images with a finished run, from its weights file.",
+        description="Draw images with a run, from its weights file.",
         epilog="python -m trainer.generate runs/digits-lora --prompts 3 7 --steps 2 --output digits.png",
     )
     p.add_argument("run", type=Path, help="the run's folder")
+    p.add_argument(
+        "--checkpoint", metavar="N", help="weights of step N, or last (default: the finished ones; of a run under way: last)"
+    )
     p.add_argument("--prompts", nargs="+", default=[], metavar="TEXT", help="what to draw (digits: 0 to 9; default: all)")
     p.add_argument("--reference", nargs="+", type=Path, default=[], metavar="FILE", help="images to edit (edit models)")
     p.add_argument("--steps", type=int, help="network evaluations: one of the file's recommended settings (default: the first)")
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def draw(args: argparse.Namespace) -> None:
     settings = read_settings(args.run)
     known, name = backbone(settings.model), settings.run.name
-    kind, weights = run_of(known), args.run / f"{name}.safetensors"
+    kind, weights = run_of(known), chosen(args.run, name, args.checkpoint)
     provenance = Provenance.from_metadata(read_header(weights).metadata)
     if provenance is None:
         raise TrainerError(f"{weights}: has no twinflow metadata; expected a file that trainer.lora or trainer.full wrote")
@@ -70,6 +74,25 @@ def draw(args: argparse.Namespace) -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     drawing.grid({f"{name}, {steps} NFE": made}, args.output, least=64)
     print(f"drew {args.output}")
+
+
+def chosen(run: Path, name: str, checkpoint: str | None) -> Path:
+    """The run's weights file that --checkpoint says.  Raises TrainerError."""
+    final, steps = files.final(run, name), files.by_step(run, name)
+    if checkpoint is None and final.exists():
+        return final
+    if not steps:
+        if checkpoint == "last" and final.exists():
+            return final
+        asked = f"--checkpoint {checkpoint}" if checkpoint else str(final)
+        raise TrainerError(f"{asked}: is not there; expected a run that was saved once: train for longer, or --save-every less")
+    last = max(steps)
+    if checkpoint is None:
+        print(f"{run} is not finished; drawing from the weights of step {last}")
+    step = last if checkpoint in (None, "last") else int(checkpoint) if checkpoint.isdecimal() else -1
+    if step not in steps:
+        raise TrainerError(f"--checkpoint is {checkpoint}; expected last, or a step among {', '.join(map(str, steps))}")
+    return steps[step]
 
 
 def size_of(text: str | None, settings: Settings, known: Backbone) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
+from tqdm import tqdm
 
 from twinflow.ema import EMA
-from twinflow.weights import save, write_json
+from twinflow.weights import save, write_atomically, write_json
 
 from .. import TrainerError
 from ..backbones import backbone, trainable
 from ..config import DTYPES, Settings, flag, read_settings
 from ..plan import memory, table
-from ..training import optimizers
+from ..training import disk, optimizers
 from ..training.log import Log
 from ..training.loop import Job, train
-from ..weights import quantise, sharding
+from ..weights import files, quantise, sharding
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
 from . import Prepared, Run, drawing, run_of, summary
@@ -54,6 +56,18 @@ def run(settings: Settings) -> None:
     count = sum(p.numel() for p in trainee.tensors.values())
     accelerator.print(f"{settings.mode}: {count:,} of {trainee.count:,} parameters are trained")
     decays = {"teacher": training.ema, "weights": training.weights_ema}
+
+    def best(values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        chosen = trainee.complete(values["weights" if training.weights_ema else "last"])
+        return sharding.gathered(chosen, keep=accelerator.is_main_process)
+
+    def keep_weights(step: int, values: dict[str, dict[str, Tensor]]) -> Path | None:
+        whole, path = best(values), files.at_step(folder, settings.run.name, step)
+        if not accelerator.is_main_process or not write_weights(settings, trainee, whole, path, step):
+            return None
+        files.prune(folder, settings.run.name, logging.keep_weights)
+        return path
+
     job = Job(
         name="distil",
         network=trainee.network,
@@ -69,15 +83,15 @@ def run(settings: Settings) -> None:
         validate_every=logging.validate_every,
         observe=lambda step, values: observe(kind, prepared, trainee, step, values, folder, log),
         observe_every=logging.sample_every,
+        keep_weights=keep_weights,
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
         seed=settings.run.seed, config_hash=settings.hash(), save_every=logging.save_every, keep=logging.keep,
     )  # fmt: skip
-    best = values["weights" if training.weights_ema else "last"]
-    best = sharding.gathered(trainee.complete(best), keep=accelerator.is_main_process)
+    whole = best(values)
     if accelerator.is_main_process:
-        finish(settings, kind, trainee, best, folder, log)
+        finish(settings, kind, trainee, whole, folder, log)
     accelerator.end_training()
 
 
@@ -106,14 +120,24 @@ def run_base(settings: Settings) -> None:
     accelerator.end_training()
 
 
-def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tensor], folder: Path, log: Log) -> None:
-    """Write the weights file, then what is judged and drawn from that file."""
-    weights = folder / f"{settings.run.name}.safetensors"
+def write_weights(settings: Settings, trainee: Trainee, values: dict[str, Tensor], path: Path, step: int) -> bool:
+    """One file of these values, to be used as it is; False, and said, where it cannot be written."""
     wanted = settings.output.save_dtype
     dtype = DTYPES[settings.memory.dtype if wanted == "auto" else wanted]
-    tensors = {name: t.to(dtype) for name, t in trainee.file(best).items()}
-    save(tensors, weights, trainee.provenance(settings.training.steps).to_metadata())
+    tensors = {name: t.to(dtype) for name, t in trainee.file(values).items()}
+    about = trainee.provenance(step).to_metadata()
+    return disk.attempt(path, disk.size_of(tensors.values()), lambda: save(tensors, path, about), tqdm.write)
+
+
+def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tensor], folder: Path, log: Log) -> None:
+    """Write the weights file, then what is judged and drawn from that file."""
+    name, step = settings.run.name, settings.training.steps
+    weights, kept = files.final(folder, name), files.at_step(folder, name, step)
+    if not write_weights(settings, trainee, best, weights, step):
+        raise TrainerError(f"{weights} could not be saved; free some space and run the same command again, which goes on here")
     print(f"wrote {weights}")
+    disk.attempt(kept, 0, lambda: write_atomically(kept, lambda temporary: link(weights, temporary)), tqdm.write)
+    files.prune(folder, name, settings.logging.keep_weights)
     drawing.losses(log.rows, folder / "loss.png")
     metrics: dict[str, Any] = {"config_hash": settings.hash(), "seconds": seconds(log.rows)}
     if settings.logging.evaluate:
@@ -141,6 +165,15 @@ def observe(
         path = folder / "samples" / f"step-{step:06d}.png"
         drawing.grid(made, path)
         log.image(path, step)
+
+
+def link(file: Path, other: str) -> None:
+    """The file under another name, without a copy where the disk can do that."""
+    Path(other).unlink(missing_ok=True)
+    try:
+        os.link(file, other)
+    except OSError:
+        shutil.copyfile(file, other)
 
 
 def seconds(rows: list[dict]) -> dict[str, float]:

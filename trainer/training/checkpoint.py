@@ -4,7 +4,7 @@ Every draw and the order of the data are functions of (seed, step), so no genera
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from twinflow.weights import WeightsError, load, read_header, save
 
 from .. import TrainerError
 from ..weights import sharding
-from . import optimizers
+from . import disk, optimizers
 
 
 @dataclass
@@ -41,8 +41,10 @@ def contents(state: State) -> dict[str, Tensor]:
     return tensors
 
 
-def write(state: State, folder: Path, config_hash: str, keep: int, *, main: bool = True) -> Path:
-    """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`.
+def write(
+    state: State, folder: Path, config_hash: str, keep: int, *, main: bool = True, say: Callable[[str], object] = print
+) -> Path | None:
+    """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`; None, and said, where it fails.
 
     To be called by every process, for sharded tensors are gathered; only the main one writes.
     """
@@ -50,7 +52,6 @@ def write(state: State, folder: Path, config_hash: str, keep: int, *, main: bool
     tensors = sharding.gathered(contents(state), keep=main)
     if not main:
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     about = dict(
         step=state.step,
         skipped=state.skipped,
@@ -58,7 +59,9 @@ def write(state: State, folder: Path, config_hash: str, keep: int, *, main: bool
         config=config_hash,
         decays={key: average.decay for key, average in state.averages.items()},
     )
-    save(tensors, path, {"twinflow.training": json.dumps(about)})
+    metadata = {"twinflow.training": json.dumps(about)}
+    if not disk.attempt(path, disk.size_of(tensors.values()), lambda: save(tensors, path, metadata), say):
+        return None
     for old in list_all(folder)[keep:]:
         old.unlink()
     return path
@@ -66,7 +69,7 @@ def write(state: State, folder: Path, config_hash: str, keep: int, *, main: bool
 
 def list_all(folder: Path) -> list[Path]:
     """Checkpoints, newest first."""
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+    return sorted(folder.glob(f"step-{'[0-9]' * 8}.safetensors"), reverse=True)
 
 
 def newest(folder: Path) -> Path | None:

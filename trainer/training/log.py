@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
+from tqdm import tqdm
 
 TERMS = ("loss", "one_step", "multi_step", "any_step", "few_step", "fake", "rectify")
 FIELDS = ("stage", "step", "seconds", "rate", *TERMS, "grad_norm", "skipped", *(f"validation_{term}" for term in TERMS))
@@ -15,7 +16,7 @@ class Log:
     """Writes a line every `every` steps.  After a resume the lines beyond the checkpoint are dropped, not doubled."""
 
     def __init__(self, path: Path, accelerator: Accelerator, every: int):
-        self.path, self.accelerator, self.every = path, accelerator, every
+        self.path, self.accelerator, self.every, self.failed = path, accelerator, every, False
         self.rows: list[dict] = []
         if path.exists():
             with open(path, newline="") as file:
@@ -38,9 +39,15 @@ class Log:
         row = {"stage": self.stage, "step": step, "seconds": f"{seconds:.2f}", "rate": f"{rate:.6g}"}
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         self.rows.append(row)
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerow(row)
-        self.accelerator.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)
+        try:
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, FIELDS).writerow(row)
+            self.accelerator.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)
+            self.failed = False
+        except OSError as error:  # a full disk, for one; it is said once
+            if not self.failed:
+                tqdm.write(f"{self.path}: step {step} could not be logged ({error.strerror or error}); training goes on")
+            self.failed = True
 
     def image(self, path: Path, step: int) -> None:
         """Show a PNG in the trackers, too."""

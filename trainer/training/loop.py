@@ -55,6 +55,7 @@ class Job:
     validation: rows for the loss on what is not trained on, every validate_every steps and after the last.
     observe: called with (step, values by average's key, "last" among them) for sample grids; by every process where the
     weights are sharded, else by the main one.
+    keep_weights: called like observe at every save before the last step, for files that can be used; returns what it wrote.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Job:
     validate_every: int = 0
     observe: Callable[[int, dict[str, dict[str, Tensor]]], None] | None = None
     observe_every: int = 0
+    keep_weights: Callable[[int, dict[str, dict[str, Tensor]]], Path | None] | None = None
 
     @property
     def steps(self) -> int:
@@ -131,7 +133,14 @@ def train(
 
     def look():
         if job.observe and job.observe_every and (accelerator.is_main_process or trainer.sharded):
-            job.observe(state.step, values(job, averages))
+            try:
+                job.observe(state.step, values(job, averages))
+            except OSError as error:  # a full disk, for one
+                tqdm.write(f"step {state.step}: no samples could be saved ({error.strerror or error}); training goes on")
+
+    def keep_weights() -> Path | None:
+        if job.keep_weights and (accelerator.is_main_process or trainer.sharded):
+            return job.keep_weights(state.step, values(job, averages))
 
     if state.step == 0:
         look()
@@ -169,15 +178,18 @@ def train(
             usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()} | usage, refresh=False)
             bar.update()
-            stop = said_anywhere(interrupts.wanted, accelerator)
-            if state.step % save_every == 0 or state.step == job.steps or stop:
-                checkpoint.write(state, folder, config_hash, keep, main=accelerator.is_main_process)
+            stop, weights = said_anywhere(interrupts.wanted, accelerator), None
+            if state.step % save_every == 0 or last or stop:
+                main = accelerator.is_main_process
+                checkpoint.write(state, folder, config_hash, keep, main=main, say=tqdm.write)
+                weights = None if last else keep_weights()
                 accelerator.wait_for_everyone()
             if last or (job.observe_every and state.step % job.observe_every == 0):
                 look()
             if stop and state.step < job.steps:
                 raise Stopped(
-                    f"stopped at step {state.step} of {job.steps} of {job.name}; saved as {checkpoint.newest(folder)}"
+                    f"stopped at step {state.step} of {job.steps} of {job.name}; saved as "
+                    f"{checkpoint.newest(folder) or 'nothing'}{f', and to be used as {weights}' if weights else ''}"
                 )
     return values(job, averages)
 
