@@ -61,6 +61,10 @@ function panel(node) {
   return widget;
 }
 
+function makeRoom(node, tall) {
+  if (node.size[1] > tall) pushDown(node, node.size[1] - tall);
+}
+
 // Neighbours below a node that grew make room for it.
 function pushDown(node, by) {
   const [left, top] = node.pos;
