@@ -26,7 +26,7 @@ from ..seeds import seed_of
 from ..training.log import Log
 from ..weights.inference import generate, load_trained, noise
 from ..weights.trainee import Plain
-from . import quality
+from . import lock, quality
 from .judge import CLASSES, split
 from .pretraining import Base, Plan, pretrain
 
@@ -118,10 +118,12 @@ class DigitsRun:
         if base is None:
             cached = settings.run.out / "cache" / f"digits-{base_hash(settings)}"
             cached.mkdir(parents=True, exist_ok=True)
-            own_log = Log(cached / "metrics.csv", accelerator, settings.logging.log_every)
             base = cached / "base.safetensors"
-            if not base.exists():
-                pretrain(self.base_plan(settings), settings, cached, accelerator, own_log)
+            with lock.held(cached, wait=True):  # of another run, which trains the same base
+                accelerator.wait_for_everyone()
+                own_log = Log(cached / "metrics.csv", accelerator, settings.logging.log_every)
+                if not base.exists():
+                    pretrain(self.base_plan(settings), settings, cached, accelerator, own_log)
             log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
         model, prompts = known.load(base), load_prompts(base.parent / "prompts.safetensors")
         if missing := [name for name in NAMES if name not in prompts]:

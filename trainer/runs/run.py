@@ -17,7 +17,7 @@ from twinflow.ema import EMA
 from twinflow.weights import save, write_atomically, write_json
 
 from .. import TrainerError
-from ..backbones import backbone, trainable
+from ..backbones import Backbone, backbone, trainable
 from ..config import DTYPES, Settings, flag, read_settings
 from ..plan import memory, table
 from ..training import disk, optimizers
@@ -26,7 +26,7 @@ from ..training.loop import Job, train
 from ..weights import files, quantise, sharding
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
-from . import Prepared, Run, drawing, run_of, summary
+from . import Prepared, Run, drawing, lock, run_of, summary
 from .pretraining import HasBase, pretrain
 
 
@@ -34,15 +34,21 @@ def run(settings: Settings) -> None:
     """Train as the settings say, from wherever an earlier call with the same ones left off.  Raises TrainerError."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    training, logging = settings.training, settings.logging
     known = backbone(settings.model)
     kind = run_of(known)
     quantise.check_quantisation(settings.memory.quantize)
-    optimizers.check_optimizer(training.optimizer)
+    optimizers.check_optimizer(settings.training.optimizer)
     folder = open_folder(settings)
     if (done := read_json(folder / "metrics.json")) and done.get("config_hash") == settings.hash():
         print(f"{folder} is finished; look at {folder / 'grid.png'}, or train another with --name or other settings")
         return
+    with lock.held(folder):
+        distil(settings, known, kind, folder)
+
+
+def distil(settings: Settings, known: Backbone, kind: Run, folder: Path) -> None:
+    """All that is done in the folder."""
+    training, logging = settings.training, settings.logging
     accelerator = start_accelerator(settings, folder)
     table.check_machine(settings, accelerator.device)
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
@@ -107,6 +113,12 @@ def run_base(settings: Settings) -> None:
     if (folder / "metrics.json").exists():
         print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
         return
+    with lock.held(folder):
+        make_base(settings, kind, folder)
+
+
+def make_base(settings: Settings, kind: HasBase, folder: Path) -> None:
+    """All that is done in the folder."""
     accelerator = start_accelerator(settings, folder)
     log = Log(folder / "metrics.csv", accelerator, settings.logging.log_every)
     write_json(settings.flat(), folder / "config.json")
