@@ -11,9 +11,8 @@ import click
 import yaml
 
 from twinflow.backbones import models
-from twinflow.weights import WeightsError
 
-from . import Stopped, TrainerError, hints
+from . import TrainerError, console, hints
 from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -35,43 +34,32 @@ FIRST = ("model", "data", "config")  # of the most used ones
 
 
 def main(mode: Mode, argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0 done, 1 diverged or out of memory, 2 bad input, 130 interrupted (and saved)."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        given = parse(mode, argv)
-        if given is None:  # --help
-            return 0
-        dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
-        settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
-        if dry_run:
-            print(printed(settings))
-        elif mode == "base":
-            from .runs.run import run_base
+    """Returns the exit code (see console.guarded)."""
+    if argv is None:
+        console.utf8()
+    return console.guarded(lambda: command(mode, sys.argv[1:] if argv is None else argv))
 
-            run_base(settings)
-        elif cards is not None:
-            from .plan import table
 
-            print(table.plan_text(settings, cards))
-        else:
-            from .runs.run import run  # only now: diffusers and peft take seconds to import
+def command(mode: Mode, argv: list[str]) -> None:
+    given = parse(mode, argv)
+    if given is None:  # --help
+        return
+    dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
+    settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
+    if dry_run:
+        print(printed(settings))
+    elif mode == "base":
+        from .runs.run import run_base
 
-            run(settings)
-    except (TrainerError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "code", 2)
-    except Stopped as stopped:
-        print(f"{stopped}\nTo go on, run the same command again.", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        print(
-            f"error: out of memory ({str(error).splitlines()[0]})\n--plan lists the memory by item, and options that fit.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        run_base(settings)
+    elif cards is not None:
+        from .plan import table
+
+        print(table.plan_text(settings, cards))
+    else:
+        from .runs.run import run  # only now: diffusers and peft take seconds to import
+
+        run(settings)
 
 
 def parse(mode: Mode, argv: list[str]) -> dict[str, Any] | None:
@@ -215,7 +203,7 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
         near = difflib.get_close_matches(path, names, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; expected a YAML or JSON file, or one of {', '.join(sorted(names))}"
         raise TrainerError(f"--config {path}: cannot be read ({error.strerror}){hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise TrainerError(f"--config {path}: is not YAML or JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")

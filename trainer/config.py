@@ -14,7 +14,6 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from twinflow.backbones import all_backbones, models
 from twinflow.objective import Objective
@@ -43,25 +42,20 @@ def option(
     default: Any, help: str, *, name: str = "", metavar: str = "", top: bool = False, lora: bool = False, **limits
 ) -> Any:
     """A field.  name: on the command line, where not the field's.  top: of the most used.  lora: of trainer.lora only."""
-    return Field(default, description=help, json_schema_extra=dict(name=name, metavar=metavar, top=top, lora=lora), **limits)
+    bounds: dict[str, Any] = {"le": 2**31 - 1} if type(default) is int else {}  # more is a slip, and overflows somewhere
+    return Field(
+        default, description=help, json_schema_extra=dict(name=name, metavar=metavar, top=top, lora=lora), **bounds | limits
+    )
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @field_validator("*")
-    @classmethod
-    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
-        most = 2**63 - 1 if info.field_name == "seed" else 2**31 - 1
-        if isinstance(value, int) and value > most:
-            raise PydanticCustomError("too_large", f"expected at most {most}")
-        return value
-
 
 class Run(Section):
     out: Path = option(Path("runs"), "folder that holds the runs")
     name: str = option("", "name of the run, of its folder and its weights file (default: <model>-<mode>)")
-    seed: int = option(0, "random seed; with the step's number it decides every draw", ge=0)
+    seed: int = option(0, "random seed; with the step's number it decides every draw", ge=0, le=2**63 - 1)
     threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", ge=0)
 
 

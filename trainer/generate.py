@@ -7,9 +7,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from twinflow.weights import Provenance, WeightsError, read_header
+from twinflow.weights import Provenance, read_header
 
-from . import TrainerError
+from . import TrainerError, console
 from .backbones import Backbone, backbone
 from .config import Settings, read_settings
 from .runs import drawing, run_of
@@ -37,15 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--each", type=int, default=5, help="images a prompt (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the initial noise (default: %(default)s)")
     p.add_argument("--output", type=Path, default=Path("generated.png"), help="PNG to write (default: %(default)s)")
-    try:
-        draw(p.parse_args(argv))
-    except (TrainerError, WeightsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if argv is None:
+        console.utf8()
+    return console.guarded(lambda: draw(p.parse_args(argv)))
 
 
 def draw(args: argparse.Namespace) -> None:
+    if args.output.is_dir():
+        raise TrainerError(f"--output {args.output}: is a folder; expected a file, such as {args.output / 'generated.png'}")
+    if not -(2**63) <= args.seed < 2**63:
+        raise TrainerError(f"--seed is {args.seed}; expected a number of at most 63 bits")
     settings = read_settings(args.run)
     known, name = backbone(settings.model), settings.run.name
     kind, weights = run_of(known), chosen(args.run, name, args.checkpoint)

@@ -20,7 +20,10 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
     "trainer": {"twinflow", "trainer"},
     "nodes": {"twinflow", "nodes"},
 }
-ROOMS = ("trainer", "seeds", "hints", "data", "backbones", "config", "weights", "training", "plan", "runs", "generate", "cli")
+ROOMS = (
+    "trainer", "seeds", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs", "generate",
+    "cli",
+)  # fmt: skip
 COMMANDS = ("lora", "full", "base")  # on top of all rooms
 
 
