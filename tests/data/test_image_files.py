@@ -1,5 +1,6 @@
 """Pixels: upright, opaque, centred; damage is named."""
 
+import struct
 from io import BytesIO
 
 import numpy as np
@@ -91,3 +92,42 @@ def test_damage(data):
 def test_size_of_no_image():
     with pytest.raises(Broken):
         size(b"<html>404</html>")
+
+
+@pytest.mark.parametrize("white, values", [(1.0, (0, 0.5, 1)), (255.0, (0, 127.5, 255)), (65535.0, (0, 32767.5, 65535))])
+def test_floats_keep_their_range(white, values):
+    array = np.repeat(np.array([values], np.float32), 8, axis=0).repeat(8, axis=1)
+    x = pixels(encoded(Image.fromarray(array), "TIFF"), (8, 24))
+    assert (x[0, 0, [0, 12, 23]] - torch.tensor([-1.0, 0.0, 1.0])).abs().max() < 0.01
+
+
+def test_floats_that_are_no_numbers_are_black():
+    array = np.full((8, 8), 0.5, np.float32)
+    array[:, :4] = [np.nan, np.inf, -np.inf, -3]
+    x = pixels(encoded(Image.fromarray(array), "TIFF"), (8, 8))
+    assert (x[:, :, :4] == -1).all() and (x[:, :, 4:].abs() < 0.01).all()
+
+
+def test_colours_of_16_bits_keep_their_range():
+    """A TIFF of three 16-bit channels, written by hand, for Pillow writes none."""
+    tags = {
+        256: (3, 8),
+        257: (3, 8),
+        258: (3, None),
+        259: (3, 1),
+        262: (3, 2),
+        273: (4, None),
+        277: (3, 3),
+        278: (3, 8),
+        279: (4, 384),
+    }
+    bits, start = 8 + 2 + 12 * len(tags) + 4, 8 + 2 + 12 * len(tags) + 4 + 6
+    entries = b""
+    for tag, (kind, value) in tags.items():
+        count, own = (3, bits) if tag == 258 else (1, start if tag == 273 else value)
+        packed = struct.pack("<I", own) if kind == 4 or tag == 258 else struct.pack("<HH", own, 0)
+        entries += struct.pack("<HHI", tag, kind, count) + packed
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + struct.pack("<3H", 16, 16, 16)
+    data = np.tile(np.array([0, 32768, 65535], "<u2"), (8, 8, 1)).tobytes()
+    x = pixels(head + data, (8, 8))
+    assert (x.mean((1, 2)) - torch.tensor([-1.0, 0.0, 1.0])).abs().max() < 0.02

@@ -184,7 +184,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 def read_reader(folder: Path, find: Callable[[], Path], dtype: torch.dtype) -> Reader:
     """From InternVL's folder and the checkpoint that find() names, which is fetched only if InternVL is sound."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
     language = read_language(folder)
     file = find()

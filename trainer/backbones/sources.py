@@ -87,7 +87,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / SHARDS
     if index.is_file():
         try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
         except (ValueError, KeyError, AttributeError) as error:
             raise TrainerError(f"{index}: is no list of shards ({error}); fetch the folder again") from None
     whole = folder / "diffusion_pytorch_model.safetensors"
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> dict:
     """config.json of a diffusers folder.  Raises TrainerError."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainerError(f"{path}: cannot be read ({error}); expected the config.json of a diffusers transformer") from None
     if not isinstance(config, dict):

@@ -24,7 +24,7 @@ from .. import TrainerError
 from .image_files import Broken, pixels
 from .row import ImageFile
 
-VERSION = 1  # of the files and of how pixels are cut: raise it when either changes
+VERSION = 2  # of the files and of how pixels are cut: raise it when either changes
 
 
 class Encoder(NamedTuple):

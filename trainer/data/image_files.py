@@ -66,10 +66,19 @@ def opaque(image: Image.Image) -> Image.Image:
     """As RGB, transparency laid over white."""
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        image = Image.fromarray(from_floats(np.asarray(image)))
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def from_floats(values: np.ndarray) -> np.ndarray:
+    """Bytes of grey values of unknown range: up to 1, 255 or 65535, by the largest; what lies outside is clipped."""
+    values = np.nan_to_num(values, posinf=0)
+    white = next((most for most in (1.0, 255.0) if values.max(initial=0) <= most), 65535.0)
+    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
 
 
 def reason(error: Exception) -> str:
