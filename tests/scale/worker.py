@@ -107,7 +107,7 @@ def train(name, mode, accelerator, folder, steps=STEPS, **changes):
     log = Log(folder / "metrics.csv", accelerator, 1)
     optimizers.build = watched
     try:
-        values = loop.train(job, accelerator, log, folder / "checkpoints", seed=0, config_hash="x", save_every=2, keep=9)
+        values = loop.train(job, accelerator, log, folder / "checkpoints", seed=0, model="x", save_every=2, keep=9)
     finally:
         optimizers.build = build
     return trainee, log, gradients, values

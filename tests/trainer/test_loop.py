@@ -60,7 +60,7 @@ def run(folder, network, steps=12, log_every=1, **changes):
     )
     folder.mkdir(exist_ok=True)
     log = Log(folder / "metrics.csv", accelerator, log_every)
-    return train(job, accelerator, log, folder / "checkpoints", seed=0, config_hash="x", save_every=5, keep=2)
+    return train(job, accelerator, log, folder / "checkpoints", seed=0, model="x", save_every=5, keep=2)
 
 
 def test_validation_is_over_all_rows_and_changes_nothing_of_the_training(tmp_path):

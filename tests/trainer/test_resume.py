@@ -55,7 +55,7 @@ def test_killed_and_resumed_is_bit_equal(finished, tmp_path, mode, kind, moment,
     assert len(logged) == len((finished / name / "metrics.csv").read_text().splitlines())
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path, capsys, finished, tiny):
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capsys, finished, tiny):
     from trainer.cli import main
 
     options = [*tiny, "--out", str(tmp_path), "--base", str(finished / "digits-lora" / "base.safetensors")]
@@ -64,8 +64,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys, finished, tiny):
     (folder / "metrics.json").unlink()
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert main("lora", options) == 2
-    error = capsys.readouterr().err
-    assert newest.name in error and "cut off" in error and "delete it" in error
-    newest.unlink()
+    capsys.readouterr()
     assert main("lora", options) == 0
+    out = capsys.readouterr().out
+    assert newest.name in out and "cut off" in out and "going on from the one before" in out and "(step 6 of 8)" in out

@@ -86,10 +86,16 @@ def test_the_same_command_again_trains_nothing(finished, capsys, tiny):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_other_settings_need_another_name(finished, capsys, tiny):
-    assert main("lora", [*tiny, "--out", str(finished), "--lr", "0.5"]) == 2
+def test_another_base_is_refused_before_it_is_trained(finished, capsys, tiny):
+    before = set((finished / "cache").iterdir())
+    assert main("lora", [*tiny, "--out", str(finished), "--base-steps", "7"]) == 2
+    assert "--base-steps was 6, is 7" in capsys.readouterr().err and set((finished / "cache").iterdir()) == before
+
+
+def test_another_rank_needs_another_name(finished, capsys, tiny):
+    assert main("lora", [*tiny, "--out", str(finished), "--rank", "5"]) == 2
     error = capsys.readouterr().err
-    assert "lr was 0.00" in error and "is 0.5" in error and "--name" in error
+    assert "--rank was 8, is 5" in error and "--name NEW" in error and "--rank 8 to go on" in error
 
 
 def test_the_generator_never_sees_the_test_images():

@@ -97,7 +97,7 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
-        seed=settings.run.seed, config_hash=settings.hash(base=True), save_every=logging.save_every, keep=1,
+        seed=settings.run.seed, model="", save_every=logging.save_every, keep=1,
     )  # fmt: skip
     weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=accelerator.is_main_process)
     if accelerator.is_main_process:

@@ -20,13 +20,13 @@ from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
 from ..config import DTYPES, Settings, flag, read_settings
 from ..plan import memory, table
-from ..training import disk, optimizers
+from ..training import checkpoint, disk, optimizers
 from ..training.log import Log
 from ..training.loop import Job, train
 from ..weights import files, quantise, sharding
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
-from . import Prepared, Run, drawing, lock, run_of, summary
+from . import Prepared, Run, drawing, lock, resume, run_of, summary
 from .pretraining import HasBase, pretrain
 
 
@@ -38,23 +38,44 @@ def run(settings: Settings) -> None:
     kind = run_of(known)
     quantise.check_quantisation(settings.memory.quantize)
     optimizers.check_optimizer(settings.training.optimizer)
-    folder = open_folder(settings)
-    if (done := read_json(folder / "metrics.json")) and done.get("config_hash") == settings.hash():
-        print(f"{folder} is finished; look at {folder / 'grid.png'}, or train another with --name or other settings")
+    folder, changes = open_folder(settings)
+    if finished(settings, folder):
         return
     with lock.held(folder):
-        distil(settings, known, kind, folder)
+        distil(settings, known, kind, folder, changes)
 
 
-def distil(settings: Settings, known: Backbone, kind: Run, folder: Path) -> None:
+def finished(settings: Settings, folder: Path) -> bool:
+    """Whether so many steps are trained and judged, which is said.  Raises TrainerError where nothing is left to go on from."""
+    if (done := read_json(folder / "metrics.json")) is None or not (folder / "config.json").exists():
+        return False
+    step, wanted = done.get("step", read_settings(folder).training.steps), settings.training.steps
+    weights, states = files.final(folder, settings.run.name), checkpoint.list_all(folder / "checkpoints")
+    if step >= wanted and weights.exists():
+        print(f"{folder} is finished ({step} steps); look at {folder / 'grid.png'}, or go on with more --steps")
+        return True
+    gone = "" if weights.exists() else f", but {weights.name} is gone"
+    if not states:
+        raise TrainerError(
+            f"{folder} is finished ({step} steps){gone}, and there is no checkpoint to go on from; expected --name NEW"
+        )
+    if gone:
+        print(f"{folder} is finished ({step} steps){gone}: it is written again from {states[0]}")
+    return False
+
+
+def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes: str) -> None:
     """All that is done in the folder."""
     training, logging = settings.training, settings.logging
     accelerator = start_accelerator(settings, folder)
+    if changes:
+        accelerator.print(f"other settings than before: {changes}")
     table.check_machine(settings, accelerator.device)
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
     if settings.mode == "lora":  # a mistake is found before hours of encoding
         known.lora_targets(memory.skeleton(known), settings.adapter.targets)
     prepared = kind.prepare(settings, folder, accelerator, log)
+    model = resume.fingerprint(prepared.model)
     with torch.random.fork_rng():
         torch.manual_seed(settings.run.seed)  # the LoRA's first weights
         trainee = Trainee(known, prepared.model, settings)
@@ -93,11 +114,11 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path) -> None
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
-        seed=settings.run.seed, config_hash=settings.hash(), save_every=logging.save_every, keep=logging.keep,
+        seed=settings.run.seed, model=model, save_every=logging.save_every, keep=logging.keep,
     )  # fmt: skip
     whole = best(values)
     if accelerator.is_main_process:
-        finish(settings, kind, trainee, whole, folder, log)
+        finish(settings, kind, trainee, whole, job.done, folder, log)
     accelerator.end_training()
 
 
@@ -109,16 +130,18 @@ def run_base(settings: Settings) -> None:
     if not isinstance(kind, HasBase):
         own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
         raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
-    folder = open_folder(settings)
+    folder, changes = open_folder(settings)
     if (folder / "metrics.json").exists():
         print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
         return
     with lock.held(folder):
-        make_base(settings, kind, folder)
+        make_base(settings, kind, folder, changes)
 
 
-def make_base(settings: Settings, kind: HasBase, folder: Path) -> None:
+def make_base(settings: Settings, kind: HasBase, folder: Path, changes: str) -> None:
     """All that is done in the folder."""
+    if changes:
+        print(f"other settings than before: {changes}")
     accelerator = start_accelerator(settings, folder)
     log = Log(folder / "metrics.csv", accelerator, settings.logging.log_every)
     write_json(settings.flat(), folder / "config.json")
@@ -141,9 +164,11 @@ def write_weights(settings: Settings, trainee: Trainee, values: dict[str, Tensor
     return disk.attempt(path, disk.size_of(tensors.values()), lambda: save(tensors, path, about), tqdm.write)
 
 
-def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tensor], folder: Path, log: Log) -> None:
-    """Write the weights file, then what is judged and drawn from that file."""
-    name, step = settings.run.name, settings.training.steps
+def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tensor], step: int, folder: Path, log: Log) -> None:
+    """Write the weights file of this step, then what is judged and drawn from that file."""
+    name = settings.run.name
+    if step > settings.training.steps:
+        print(f"{step} steps are trained already, more than --steps {settings.training.steps}: the file is of all of them")
     weights, kept = files.final(folder, name), files.at_step(folder, name, step)
     if not write_weights(settings, trainee, best, weights, step):
         raise TrainerError(f"{weights} could not be saved; free some space and run the same command again, which goes on here")
@@ -151,7 +176,7 @@ def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tens
     disk.attempt(kept, 0, lambda: write_atomically(kept, lambda temporary: link(weights, temporary)), tqdm.write)
     files.prune(folder, name, settings.logging.keep_weights)
     drawing.losses(log.rows, folder / "loss.png")
-    metrics: dict[str, Any] = {"config_hash": settings.hash(), "seconds": seconds(log.rows)}
+    metrics: dict[str, Any] = {"step": step, "seconds": seconds(log.rows)}
     if settings.logging.evaluate:
         metrics |= kind.evaluate(settings, folder, weights)
     summary.write(settings, trainee.backbone, folder, log.rows, metrics)
@@ -193,8 +218,11 @@ def seconds(rows: list[dict]) -> dict[str, float]:
     return {stage: max(float(r["seconds"]) for r in rows if r["stage"] == stage) for stage in {r["stage"] for r in rows}}
 
 
-def open_folder(settings: Settings) -> Path:
-    """The run's folder, made if need be.  Raises TrainerError where it is unusable or another run's."""
+def open_folder(settings: Settings) -> tuple[Path, str]:
+    """The run's folder, made if need be, and what is other than it was there, in words.
+
+    Raises TrainerError where it is unusable or holds a run that these settings cannot go on with.
+    """
     name, out, folder = settings.run.name, settings.run.out, settings.folder
     if not name or Path(name).name != name or name.startswith("."):
         raise TrainerError(f"--name is {name!r}; expected a plain name without slashes")
@@ -204,14 +232,7 @@ def open_folder(settings: Settings) -> Path:
         raise TrainerError(f"--out {out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
     if not os.access(folder, os.W_OK):
         raise TrainerError(f"--out {out}: {folder} cannot be written to; expected a writable folder")
-    if not (folder / "config.json").exists():
-        return folder
-    other = read_settings(folder)
-    if other.hash() != settings.hash():
-        now, then = settings.flat(), other.flat()
-        changes = ", ".join([f"{n} was {then[n]}, is {now[n]}" for n in now if then[n] != now[n]][:4])
-        raise TrainerError(f"{folder} holds a run with other settings ({changes}); use another --name, or delete it")
-    return folder
+    return folder, resume.changes(settings, read_settings(folder)) if (folder / "config.json").exists() else ""
 
 
 def read_json(path: Path) -> Any:
@@ -220,7 +241,8 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise TrainerError(f"{path}: cannot be read ({error}); use another --name, or delete the file") from None
+        print(f"{path}: cannot be read ({error}); it is made anew")
+        return None
 
 
 def start_accelerator(settings: Settings, folder: Path) -> Accelerator:

@@ -24,7 +24,8 @@ HOW = {
 def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict], metrics: dict[str, Any]) -> None:
     """rows: of metrics.csv.  metrics: of metrics.json."""
     training, name = settings.training, settings.run.name
-    last = {row["stage"]: row for row in rows}["distil"]
+    steps = metrics["step"]
+    last = {row["stage"]: row for row in rows}.get("distil", {})
     losses = [
         {"loss": term, "training": number(last, term), "validation": number(last, f"validation_{term}")} for term in TERMS
     ]
@@ -36,7 +37,7 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
     generate = shlex.join(["python", "-m", "trainer.generate", str(folder), *asked])
     parts = [
         f"# {name}",
-        f"{training.steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
+        f"{steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
         "```\n" + " \\\n    ".join(command(settings)) + "\n```",
         f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here: `{generate}`.",
         f"Recommended, by steps: {'; '.join(samplings)}.",

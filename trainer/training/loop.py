@@ -56,6 +56,7 @@ class Job:
     observe: called with (step, values by average's key, "last" among them) for sample grids; by every process where the
     weights are sharded, else by the main one.
     keep_weights: called like observe at every save before the last step, for files that can be used; returns what it wrote.
+    done: steps that lie behind when train returns; more than asked for where an earlier call was asked for more.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Job:
     observe: Callable[[int, dict[str, dict[str, Tensor]]], None] | None = None
     observe_every: int = 0
     keep_weights: Callable[[int, dict[str, dict[str, Tensor]]], Path | None] | None = None
+    done: int = 0
 
     @property
     def steps(self) -> int:
@@ -111,10 +113,11 @@ class Interrupts:
 
 
 def train(
-    job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, config_hash: str, save_every: int, keep: int
+    job: Job, accelerator: Accelerator, log: Log, folder: Path, *, seed: int, model: str, save_every: int, keep: int
 ) -> dict[str, dict[str, Tensor]]:
     """Train job.tensors in place, going on from the newest checkpoint in folder; returns values(job, averages).
 
+    model: names the weights that training starts from (see checkpoint.write).
     Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
     built = optimizers.build(job.groups, job.training)
@@ -126,7 +129,7 @@ def train(
     job.tensors.update({name: live[name] for name in job.tensors})  # FSDP puts new parameters in place
     averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
     state = checkpoint.State(job.tensors, built, averages)
-    if path := checkpoint.restore(state, folder, config_hash):
+    if path := checkpoint.restore(state, folder, model, accelerator.print):
         accelerator.print(f"going on with {job.name} from {path} (step {state.step} of {job.steps})")
     log.open_stage(job.name, state.step, state.seconds)
     trainer = Step(job, network, accelerator, averages, seed)
@@ -181,7 +184,7 @@ def train(
             stop, weights = said_anywhere(interrupts.wanted, accelerator), None
             if state.step % save_every == 0 or last or stop:
                 main = accelerator.is_main_process
-                checkpoint.write(state, folder, config_hash, keep, main=main, say=tqdm.write)
+                checkpoint.write(state, folder, model, keep, main=main, say=tqdm.write)
                 weights = None if last else keep_weights()
                 accelerator.wait_for_everyone()
             if last or (job.observe_every and state.step % job.observe_every == 0):
@@ -191,6 +194,7 @@ def train(
                     f"stopped at step {state.step} of {job.steps} of {job.name}; saved as "
                     f"{checkpoint.newest(folder) or 'nothing'}{f', and to be used as {weights}' if weights else ''}"
                 )
+    job.done = state.step
     return values(job, averages)
 
 
