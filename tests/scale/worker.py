@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
+from tiny import batch, config, plain  # beside this file; a dependency brings a package named tests
 
-from tests.scale.tiny import batch, config, plain
 from trainer.config import Training, resolve
 from trainer.data.order import rows_at
 from trainer.runs import run as runs
