@@ -3,10 +3,13 @@
 import pkgutil
 from functools import cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import comfy.model_base
 
 from ..twinflow.backbones import Backbone, all_backbones, find
+
+_of_networks: WeakKeyDictionary = WeakKeyDictionary()
 
 
 @cache
@@ -23,8 +26,14 @@ def backbone_of_keys(keys) -> Backbone | None:
 
 
 def backbone_of(model: comfy.model_base.BaseModel) -> Backbone | None:
-    """The backbone of a model that ComfyUI has loaded; None for one that the pack does not know."""
-    return backbone_of_keys(model.diffusion_model.state_dict().keys())
+    """The backbone of a model that ComfyUI has loaded; None for one that the pack does not know.
+
+    Remembered by the network, whose thousands of names take long to list and are asked for at every sampling.
+    """
+    network = model.diffusion_model
+    if network not in _of_networks:
+        _of_networks[network] = backbone_of_keys(network.state_dict().keys())
+    return _of_networks[network]
 
 
 def names(last: str = " or ") -> str:
