@@ -15,7 +15,7 @@ from ..twinflow.layouts import last_block
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
 from .model_files import ModelFile, open_file
-from .quantised import COMPANIONS, METADATA
+from .quantised import COMPANIONS, MARK, METADATA
 from .report import Report
 from .saved import attach_provenance
 from .supported import names
@@ -175,7 +175,7 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
 
     stored = base.tensors(keep=keep, dtype=torch.bfloat16)
     packed = any(gguf_files.is_quantised(t) for t in stored.values())
-    unpacked = sum(f"{module}.weight_scale" not in stored for module in base.layers)
+    unpacked = sum(f"{module}.{MARK}" not in stored for module in base.layers)
     tensors = in_native(base, backbone, stored)
     del stored
     if adapter is not None:
@@ -265,7 +265,7 @@ def unused_keys(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
             f"again ({', '.join(missing[:6])}{', ...' if len(missing) > 6 else ''})"
         )
     unused = sorted(loaded - wanted)
-    if scales := [key for key in unused if key.rpartition(".")[2] in COMPANIONS - {"input_scale", "comfy_quant"}]:
+    if scales := [key for key in unused if key.rpartition(".")[2] in COMPANIONS - {"input_scale", MARK}]:
         raise WeightsError(
             f"{base.name}: ComfyUI leaves {len(scales)} of its scales out, so the weights would be wrong. Choose a bf16 or "
             f"GGUF file of the model ({', '.join(scales[:3])})"

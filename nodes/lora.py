@@ -1,6 +1,5 @@
 """LoRAs of every layout that is met in the wild, rewritten to the names that ComfyUI patches, and what became of them."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -9,11 +8,11 @@ from typing import NamedTuple
 
 import comfy.lora
 import torch
-from comfy.model_management import cast_to_device
-from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ..twinflow.layouts import PREFIXES, Layout, exchanged
+from .alphas import Alphas
+from .dora import Dora
 
 FILE_PREFIXES = (
     *("base_model.model.", *PREFIXES, "unet.", "dit.", "pipe.", "model.", "lora_unet__", "lora_unet_", "lora_transformer_"),
@@ -125,12 +124,12 @@ def targets(model, layout: Layout | None) -> tuple[dict[str, Target], dict[str, 
 
 def split(key: str, known: Mapping[str, Target]) -> tuple[str, str, str] | None:
     """(module, rest, prefix) of a LoRA key; None where the model has no such module."""
-    whole, key = key, key.replace("_orig_mod.", "").replace("_orig_mod_", "")
+    whole = key = key.replace("_orig_mod.", "").replace("_orig_mod_", "")
     while True:
         module, end = key, ""
         while module:
             if module in known and end:
-                return module, end, whole[: max(whole.find(module.split(".")[0]), 0)]
+                return module, end, whole.removesuffix(key)
             module, _, tail = module.rpartition(".")
             end = f"{tail}.{end}" if end else tail
         prefix = next((p for p in FILE_PREFIXES if key.startswith(p)), None)
@@ -177,7 +176,7 @@ def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout |
             continue
         names.setdefault(module, name)
         modules.setdefault(module, {}).setdefault((prefix, part[1]), {})[part[0]] = tensor
-    scales = Scales(metadata)
+    alphas = Alphas(metadata)
     patches: list[tuple[object, object]] = []
     for module, groups in modules.items():
         name, found = names[module], known[module]
@@ -185,7 +184,7 @@ def apply(patcher, tensors: dict[str, Tensor], strength: float, layout: Layout |
         for (_, adapter), _ in groups[1:]:
             again = f"another adapter ({adapter}) of the same module" if adapter else "the module again, under another prefix"
             result.dropped[f"{name} {adapter or 'twice'}"] = again
-        own, reasons = patches_of(module, groups[0][1], found, shapes, scales)
+        own, reasons = patches_of(module, groups[0][1], found, shapes, alphas)
         result.dropped |= {f"{name} {part}".strip(): reason for part, reason in reasons.items()}
         if own:
             result.applied.append(name)
@@ -218,7 +217,7 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[part].shape == b[part].shape and torch.equal(a[part], b[part]) for part in a)
 
 
-def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Mapping[str, tuple[int, ...]], scales: "Scales"):
+def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Mapping[str, tuple[int, ...]], alphas: Alphas):
     """([(key, patch)], {part: why it is not used}) of one module."""
     reasons = {part: f"{part} without {NEEDS[part]}" for part in parts if part in NEEDS and NEEDS[part] not in parts}
     parts = {part: tensor for part, tensor in parts.items() if part not in reasons}
@@ -229,8 +228,9 @@ def patches_of(module: str, parts: dict[str, Tensor], target: Target, shapes: Ma
         return [], {"": f"turns {rows} rows, the model's weight has {shape[0]}"}
     if size is not None and "reshape_weight" not in parts and _flat(size) != _flat(shape):
         return [], {"": f"is {'x'.join(map(str, size))}, the model's weight {'x'.join(map(str, shape))}"}
-    if "lora_up.weight" in parts and "alpha" not in parts and (alpha := scales.alpha(module, parts)) is not None:
-        parts["alpha"] = torch.tensor(alpha)
+    if "lora_up.weight" in parts and "alpha" not in parts:
+        alpha = alphas.of(module, parts["lora_down.weight"].shape[0])
+        parts |= {} if alpha is None else {"alpha": torch.tensor(alpha)}
     out: list[tuple[object, object]] = []
     weight_parts = {p: t for p, t in parts.items() if p not in (*BIASES, *WEIGHTS, "magnitude")}
     if target.swapped and "dora_scale" in weight_parts and weight_parts["dora_scale"].shape[0] == shape[0]:
@@ -303,77 +303,3 @@ def _is_zero(patch) -> bool:
         return False
     up, down, _, _, dora_scale, *_ = patch.weights
     return dora_scale is None and not (up.any() and down.any())
-
-
-class Scales:
-    """alpha where no tensor names it: diffusers' and PEFT's settings in the metadata, with their patterns by module."""
-
-    def __init__(self, metadata: Mapping[str, str]):
-        self.settings: dict = {}
-        text = metadata.get("lora_adapter_metadata")
-        try:
-            found = json.loads(text) if text else {}
-        except ValueError:
-            found = {}
-        if isinstance(found, dict):
-            inner = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("transformer.")}
-            self.settings = inner or found
-        elif text:
-            self.settings = {}
-        for name in ("lora_alpha", "ss_network_alpha", "network_alpha"):  # as single numbers in a file's own metadata
-            if "lora_alpha" not in self.settings and _number(metadata.get(name)) is not None:
-                self.settings["lora_alpha"] = _number(metadata[name])
-
-    def alpha(self, module: str, parts: Mapping[str, Tensor]) -> float | None:
-        """So that alpha / rank is the scale."""
-        alpha = _number(self._of(module, "alpha_pattern", self.settings.get("lora_alpha")))
-        if alpha is None:
-            return None
-        rank = parts["lora_down.weight"].shape[0]
-        return alpha * rank**0.5 if self.settings.get("use_rslora") else alpha
-
-    def _of(self, module: str, name: str, default):
-        patterns = self.settings.get(name)
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            plain = pattern.lstrip("^").rstrip("$")
-            if module == plain or module.endswith(f".{plain}") or module.replace(".", "_").endswith(plain.replace(".", "_")):
-                return value
-        return default
-
-
-def _number(value) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-class Dora(WeightAdapterBase):
-    """PEFT's DoRA (lora_magnitude_vector): m V / ||V|| by rows, V the weight with the LoRA.  weights: the LoRA, m.
-
-    ComfyUI's own dora_scale divides by the norm of the weight without the LoRA, and stays as it is there.
-    """
-
-    name = "dora"
-
-    def __init__(self, loaded_keys: set[str], weights: tuple):
-        self.loaded_keys, self.weights = loaded_keys, weights  # pyright: ignore[reportAttributeAccessIssue]
-
-    def calculate_weight(
-        self,
-        weight,
-        key,
-        strength,
-        strength_model,
-        offset,
-        function,
-        intermediate_dtype=torch.float32,
-        original_weight=None,
-    ):
-        inner, magnitude = self.weights
-        merged = inner.calculate_weight(weight.clone(), key, 1.0, 1.0, offset, function, intermediate_dtype, original_weight)
-        magnitude = cast_to_device(magnitude, weight.device, intermediate_dtype)
-        rows = merged.flatten(1).norm(dim=1).clamp(min=torch.finfo(merged.dtype).tiny)
-        scaled = merged * (magnitude / rows).reshape(-1, *[1] * (merged.ndim - 1)).to(merged.dtype)
-        weight += strength * (scaled - weight)  # in place: it may be rows of a fused weight
-        return weight

@@ -154,6 +154,7 @@ def refused(run, match, **inputs):
     with pytest.raises(ValueError, match=match) as error:
         run("TwinFlowModelLoader", **inputs)
     assert "\n" not in str(error.value)
+    assert type(error.value) is ValueError, "the page would write the module's path before the message"
 
 
 def test_no_second_embedder_is_refused(golden, models, run):

@@ -234,6 +234,17 @@ def test_alpha_and_its_patterns_in_the_metadata(golden, base, comfy, run, rslora
     close(got, expected(golden, comfy, scaled, 1.0))
 
 
+@pytest.mark.parametrize("start", ["", "transformer."])
+@pytest.mark.parametrize("tensor", [True, False])
+def test_alpha_under_a_name_of_its_own_in_the_metadata(golden, base, comfy, run, start, tensor):
+    """As SimpleTuner writes it; a tensor in the file counts before it, and a text encoder's alpha is another's."""
+    parts = tiny.lora(golden.plain, MODULES[golden.name])
+    tensors = halves(parts) | ({f"transformer.{m}.alpha": torch.tensor(1.0) for m in parts} if tensor else {})
+    metadata = {f"{start}lora_alpha": "8", f"{start}r": "2", "text_encoder.lora_alpha": "64"}
+    got, _ = loaded(golden, comfy, run, base, tensors, metadata)
+    close(got, expected(golden, comfy, parts, 0.5 if tensor else 4.0))
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_dora_of_peft(golden, base, comfy, run, strength):
     """m V / |V| by rows, V = W + B A; also where q, k and v are fused and where scale and shift are swapped."""

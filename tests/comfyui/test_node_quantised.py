@@ -245,6 +245,23 @@ def test_scales_lost_without_a_trace(goldens, comfy, models, run, quantise, wher
         run("TwinFlowModelLoader", **(dict(model_name=name) if where == "base" else dict(model_name=plain, adapter=name)))
 
 
+@pytest.mark.parametrize("what", ["rows of int8", "nvfp4", "mxfp8"])
+def test_packed_weights_without_their_marks_are_refused(goldens, comfy, models, run, what):
+    """Whether int8 rows are rotated, and how block scales lie, cannot be told from the tensors."""
+    golden = tiny.read(goldens, "qwen")
+    tensors = tiny.native(golden, comfy)
+    if what == "rows of int8":
+        tensors, _, _ = scaled(tensors, "scales only", by_row=True, quantise=int8)
+    else:
+        weight = tensors["img_in.weight"]
+        rows, columns = weight.shape
+        tensors["img_in.weight"] = torch.zeros(rows, columns // 2, dtype=torch.uint8) if what == "nvfp4" else weight.to(F8)
+        tensors["img_in.weight_scale"] = torch.zeros(128, 4, dtype=torch.uint8)
+        tensors |= {"img_in.weight_scale_2": torch.tensor(1.0)} if what == "nvfp4" else {}
+    with pytest.raises(ValueError, match=r"qwen_bare.safetensors: looks like .* but does not say how its weights are laid out"):
+        run("TwinFlowModelLoader", model_name=golden.write(models, tensors, name="bare"))
+
+
 @pytest.mark.parametrize(
     "key, name",
     [
