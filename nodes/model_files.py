@@ -171,7 +171,10 @@ def open_file(path: str) -> ModelFile:
     if is_gguf(path):
         header = gguf_files.read_header(path)
         return model_file(path, header.entries, header.metadata, header.read)
-    headers = {shard: read_header(shard) for shard in shards(path)}
+    try:
+        headers = {shard: read_header(shard) for shard in shards(path)}
+    except WeightsError as error:  # the library names the path, which says no more on the page than the name
+        raise WeightsError(str(error).replace(str(Path(path).parent) + os.sep, "")) from None
     home = {key: shard for shard, header in headers.items() for key in header.tensors}
     entries = {key: entry for header in headers.values() for key, entry in header.tensors.items()}
     metadata = {key: value for header in headers.values() for key, value in header.metadata.items()}
