@@ -1,6 +1,7 @@
 """The terminal, which never stops a run: neither its encoding, nor that nobody reads it any more."""
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def patient() -> Iterator[None]:
 
 def guarded(act: Callable[[], None]) -> int:
     """The exit code of a command: 0 done, 1 diverged or out of something, 2 bad input, 130 interrupted; one line on why."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
     with patient():
         code, line = _outcome(act)
         if line:
