@@ -13,10 +13,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..twinflow import lora_names
 from ..twinflow.backbones import Backbone, all_backbones, is_second_embedder
 from ..twinflow.layouts import bare
 from ..twinflow.weights import Provenance, WeightsError, load, read_header
-from . import gguf_files, lora
+from . import gguf_files
 from .quantised import COMPANIONS, OLD_MARK, Layer, can_stay, dequantised, kept, layers_of
 from .supported import backbone_of_keys
 from .values import check_values
@@ -106,11 +107,11 @@ class ModelFile:
     @property
     def second(self) -> list[str]:
         """The keys of a second embedder, as the file names them but bare."""
-        return [key for key in self.keys if is_second_embedder(key) and not lora.is_part(key)]
+        return [key for key in self.keys if is_second_embedder(key) and not lora_names.is_part(key)]
 
     @property
     def lora(self) -> list[str]:
-        return [key for key in self.keys if lora.is_part(key)]
+        return [key for key in self.keys if lora_names.is_part(key)]
 
     @property
     def provenance(self) -> Provenance | None:

@@ -16,9 +16,10 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ..twinflow import lora_names
 from ..twinflow.backbones import is_second_embedder
 from ..twinflow.weights import WeightsError, load, read_header
-from . import lora, model_files
+from . import model_files
 from .report import warn
 from .supported import backbone_of
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
@@ -88,7 +89,7 @@ def described(tensors: Mapping[str, Tensor]) -> tuple[str, str | None, bool]:
     """(the LoRA's name, its time conditioning, whether a second time embedder is among its tensors)."""
     file = file_of(tensors)
     rule = read_header(file).metadata.get("twinflow.time") if file else None
-    embedder = any(is_second_embedder(key) and not lora.is_part(key) for key in tensors)
+    embedder = any(is_second_embedder(key) and not lora_names.is_part(key) for key in tensors)
     return Path(file).name if file else "this LoRA", rule, embedder
 
 
