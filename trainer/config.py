@@ -71,6 +71,10 @@ class Data(Section):
         "", "training data: a folder of images with .txt captions, a table (.jsonl, .csv, .parquet), or with --image-free a "
         ".txt file of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,
     )  # fmt: skip
+    dataset: str = option(
+        "", "training data as a file, in place of --data: a TOML or YAML table for each folder, with its own path, repeats, "
+        "resolution (several, too), caption, trigger, caption_dropout", metavar="FILE",
+    )  # fmt: skip
     resolution: int = option(1024, "images are scaled and cut to about this many pixels squared", top=True, ge=32)
     aspect: float = option(2.0, "longest image shape to cut to, long side by short side; 1 allows squares only", ge=1)
     aspects: str = option("1:1", "image shapes (width:height) that --image-free trains, such as 1:1,3:2,2:3")
@@ -78,11 +82,27 @@ class Data(Section):
     captions: Literal["whole", "lines"] = option(
         "whole", "what a .txt file beside an image is: one caption, or one a line, of which one is drawn each time"
     )
+    trigger: str = option("", "word or words put before each caption that does not contain them", metavar="WORD")
+    shuffle_tags: int = option(
+        1, "orders of each caption's comma-separated tags, one of which is drawn each time; 1: as written, and that many are "
+        "encoded", metavar="N", ge=1, le=1000,
+    )  # fmt: skip
+    keep_tags: int = option(0, "tags at the front of a caption that --shuffle-tags leaves where they are", ge=0)
     upscale_limit: float = option(2.0, "images that have to be enlarged more than this are named in the report", gt=0)
     caption_dropout: float = option(0.0, "share of images trained under --guidance-prompt, not their caption", ge=0, le=1)
     guidance_prompt: str = option("", "negative prompt of the trained-in guidance (default: the model's empty prompt)")
     cache: Path | None = option(None, "folder of encoded images and captions, shared by runs (default: <out>/cache/<model>)")
     encode_batch: int = option(4, "images or captions encoded at a time, before training", ge=1)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Data":
+        if self.data and self.dataset:
+            raise ValueError(
+                f"--data {self.data} and --dataset {self.dataset}: expected one of them; a table of the file can hold the path"
+            )
+        if self.keep_tags and self.shuffle_tags == 1 and not self.dataset:
+            raise ValueError(f"--keep-tags is {self.keep_tags}, and no tags are shuffled; expected --shuffle-tags 8, for one")
+        return self
 
 
 class Base(Section):
@@ -202,7 +222,9 @@ class Logging(Section):
         "", "prompts of the sample grids: a .txt file, or a .jsonl for an edit model (default: the first captions of the data)",
         metavar="PATH",
     )  # fmt: skip
-    validation: str = option("", "data for the validation loss, in the forms of --data (default: none)", metavar="PATH")
+    validation: str = option(
+        "", "data for the validation loss, in the forms of --data or of --dataset (default: none)", metavar="PATH"
+    )
     validate_every: int = option(500, "steps between two validations", ge=1)
     save_every: int = option(500, "steps between two checkpoints", ge=1)
     keep: int = option(2, "number of checkpoints kept, to go on from", ge=1)
@@ -294,7 +316,8 @@ class Settings(Section):
         sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
         names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
         names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch", "upscale_limit"}
-        names -= {"captions"} if self.data.captions == "whole" else set()  # younger than the first runs
+        younger = ("captions", "dataset", "trigger", "shuffle_tags", "keep_tags")  # than the first runs
+        names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default}
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
         values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -32,7 +32,8 @@ CALLED: dict[str, str] = {  # another trainer's name -> the option here that tak
     "base_model_name": "source", "name_or_path": "source", "dit": "source", "unet": "source",
     "vae": "encoders", "text_encoder": "encoders", "pretrained_vae_model_name_or_path": "encoders",
     "instance_data_dir": "data", "train_data_dir": "data", "dataset_name": "data", "folder_path": "data", "data_dir": "data",
-    "image_dir": "data", "dataset": "data",
+    "image_dir": "data", "dataset_config": "dataset", "data_backend_config": "dataset",
+    "trigger_word": "trigger", "caption_prefix": "trigger", "keep_tokens": "keep_tags",
     "instance_prompt": "caption", "caption_dropout_rate": "caption_dropout", "caption_dropout_probability": "caption_dropout",
     "negative_prompt": "guidance_prompt", "guidance_scale": "guidance", "cfg_scale": "guidance",
     "cache_dir_latents": "cache", "cache_directory": "cache", "vae_batch_size": "encode_batch",
@@ -62,7 +63,8 @@ VALUES: dict[str, dict[str, str]] = {  # option here -> another trainer's value 
 _EPOCHS = "length is given in --steps; an epoch is images / (batch x accumulation x devices) of them"
 _ALWAYS_CACHED = "images and captions are always encoded once, before training, and kept on disk (--cache)"
 _BUCKETS = "images always go to buckets of about --resolution squared; --aspect limits their shapes"
-_DATA = "there is no data set file; expected --data with folders or tables (.jsonl, .csv, .parquet), several by comma"
+_DATA = "folders with settings of their own stand in a file; expected --dataset FILE.toml"
+_SHUFFLE = "tags are shuffled in a number of orders that are encoded once; expected --shuffle-tags 8, for one"
 _REPEATS = "repeats stand behind a path, or in the name of a folder; expected --data path*3, or a folder 3_name"
 _FLAT = "settings are flat here, one `name: value` a line, under the names of --help"
 _BETAS = "both betas are one option; expected --betas 0.9,0.999"
@@ -89,7 +91,8 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "logit_mean": _NORMAL, "logit_std": _NORMAL,
     "discrete_flow_shift": "t is drawn as --times, --time-beta and --time-normal say, without a shift",
     "dataset_repeats": _REPEATS, "num_repeats": _REPEATS, "repeats": _REPEATS,
-    "dataset_config": _DATA, "data_backend_config": _DATA, "datasets": _DATA,
+    "datasets": _DATA, "subsets": _DATA, "directory": _DATA,
+    "shuffle_caption": _SHUFFLE, "shuffle_tokens": _SHUFFLE, "caption_shuffle": _SHUFFLE,
     "caption_extension": "captions are .txt or .caption files beside the images",
     "enable_bucket": _BUCKETS, "min_bucket_reso": _BUCKETS, "max_bucket_reso": _BUCKETS, "bucket_reso_steps": _BUCKETS,
     "center_crop": _BUCKETS, "random_flip": "images are not flipped; add flipped ones to the data",

@@ -10,6 +10,7 @@ from torch import nn
 from trainer import TrainerError
 from trainer.backbones import backbone, trainable
 from trainer.cli import main
+from trainer.config import resolve
 from trainer.plan import memory, table
 from trainer.plan.activations import Counter
 from trainer.plan.memory import GIB
@@ -270,3 +271,14 @@ def test_sizes_are_settings_of_the_class(name):
     """No setting that the class would ignore or refuse."""
     known = backbone(name)
     assert set(known.size.config) <= set(inspect.signature(getattr(diffusers, known.transformer_class).__init__).parameters)
+
+
+def test_the_largest_resolution_of_a_data_set_is_planned_for(tmp_path):
+    file = tmp_path / "set.toml"
+    file.write_text('[[datasets]]\npath = "a"\nresolution = [256, 512]\n[[datasets]]\npath = "b"\n')
+    known, planned = backbone("sana-0.6b"), resolve("lora", {"model": "sana-0.6b", "dataset": str(file), "resolution": 384})
+    assert memory.image_size(known, planned) == 512
+    assert not any("--resolution" in flags for flags, _, _ in table.changes(planned))
+    file.write_text('path = "a"\nresolution = [250, 512]')
+    with pytest.raises(TrainerError, match="resolution is 250; expected a multiple of 32"):
+        memory.image_size(known, planned)

@@ -30,6 +30,7 @@ from .digests import Digests
 from .image_files import Broken
 from .order import Order
 from .report import Report
+from .sources import Source
 
 Collate = Callable[[list[Prompt]], Condition]
 LEAST = 0.5  # share of an image that is kept, below which it is noted
@@ -37,11 +38,12 @@ LEAST = 0.5  # share of an image that is kept, below which it is noted
 
 @dataclass(frozen=True)
 class DataRequest:
-    """data: sources, comma-separated (see rows.read).  multiple: of both sides of an image, what the model needs.
+    """data: sources, comma-separated (see rows.sources).  multiple: of both sides of an image, what the model needs.
 
-    aspects: of rows without images, when image_free.  encode_batch: images or captions an encoder gets at a time.
-    captions: "whole", or "lines": a text file beside an image is one caption, or one a line.  upscale_limit: images that are
-    enlarged more than this are noted.
+    dataset: a file of them, in place of data.  aspects: of rows without images, when image_free.  encode_batch: images or
+    captions an encoder gets at a time.  captions: "whole", or "lines": a text file beside an image is one caption, or one a
+    line.  upscale_limit: images that are enlarged more than this are noted.  resolution and what concerns captions hold for
+    all sources that say nothing else (see sources.Source).
     """
 
     data: str
@@ -57,10 +59,28 @@ class DataRequest:
     upscale_limit: float = 2.0
     null_prompt: str = ""
     caption_dropout: float = 0.0
+    dataset: str = ""
+    trigger: str = ""
+    shuffle_tags: int = 1
+    keep_tags: int = 0
+
+    def sources(self) -> list[Source]:
+        """Raises TrainerError."""
+        defaults = Source(
+            resolutions=(self.resolution,), caption=self.caption, lines=self.captions == "lines", trigger=self.trigger,
+            orders=self.shuffle_tags, keep=self.keep_tags, dropout=self.caption_dropout,
+        )  # fmt: skip
+        found = rows.sources(self.data, self.dataset, defaults)
+        for source in found:
+            if wrong := [r for r in source.resolutions if r % self.multiple]:
+                raise TrainerError(
+                    f"--resolution is {wrong[0]} ({source.path}); expected a multiple of {self.multiple} for this model"
+                )
+        return found
 
 
 class Sample(NamedTuple):
-    """One row, ready to be looked up; size (height, width) in pixels."""
+    """One row at one resolution, ready to be looked up; size (height, width) in pixels; dropout: share of the null prompt."""
 
     name: str
     captions: tuple[Caption, ...]
@@ -69,6 +89,7 @@ class Sample(NamedTuple):
     target: Shot | None
     references: tuple[Shot, ...]
     repeats: int
+    dropout: float
 
     @property
     def bucket(self):
@@ -81,8 +102,8 @@ class CachedData:
     latents: the shape (C, h, w) of an image's latents by its size in pixels; asked only for rows without images.
     """
 
-    def __init__(self, cache: Cache, samples: Sequence[Sample], collate: Collate, *, dropout: float = 0.0, latents=None):
-        self.cache, self.collate, self.dropout, self.latents = cache, collate, dropout, latents
+    def __init__(self, cache: Cache, samples: Sequence[Sample], collate: Collate, *, latents=None):
+        self.cache, self.collate, self.latents = cache, collate, latents
         self.rows = [sample for sample in samples for _ in range(sample.repeats)]
         buckets: dict[tuple, list[int]] = {}
         for i, sample in enumerate(self.rows):
@@ -108,7 +129,10 @@ class CachedData:
 
     def first(self, count: int | None) -> list[tuple[Caption, tuple[int, int], Condition]]:
         """Of so many different rows from the first on (None: all): the first caption, the size, the condition for one row."""
-        samples, latents = list(dict.fromkeys(self.rows))[:count], lambda shot: self._stack([shot])
+        once: dict[tuple[str, str], Sample] = {}  # the first where a row has several sizes
+        for sample in self.rows:
+            once.setdefault((sample.name, sample.captions[0].text), sample)
+        samples, latents = list(once.values())[:count], lambda shot: self._stack([shot])
         return [
             (s.captions[0], s.size, self.collate([self.cache.prompt(s.captions[0])]) + tuple(map(latents, s.references)))
             for s in samples
@@ -117,7 +141,7 @@ class CachedData:
     def caption(self, epoch: int, row: int, seed: int) -> Caption:
         """The caption that this row has in this epoch, which may be the null prompt."""
         sample = self.rows[row]
-        if seed_of(seed, "drop", epoch, row) < self.dropout * 2**56:  # seeds are uniform over 56 bits
+        if seed_of(seed, "drop", epoch, row) < sample.dropout * 2**56:  # seeds are uniform over 56 bits
             return sample.null
         return sample.captions[seed_of(seed, "caption", epoch, row) % len(sample.captions)]
 
@@ -146,10 +170,7 @@ def prepare(
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    found = rows.read(
-        request.data, report, edit=request.edit, image_free=request.image_free, caption=request.caption,
-        lines=request.captions == "lines",
-    )  # fmt: skip
+    found = rows.read(request.sources(), report, edit=request.edit, image_free=request.image_free)
     samples = survey(found, request, cache.folder, report, share[0])
     cache.fill(
         [shot for s in samples for shot in shots(s)],
@@ -165,43 +186,49 @@ def prepare(
         report.buckets[size] = report.buckets.get(size, 0) + sample.repeats
     report.used = sum(sample.repeats for sample in samples)
     if not samples:
-        raise TrainerError(f"data: {request.data!r} holds no usable row ({report}); expected images with captions")
-    return CachedData(cache, samples, collate, dropout=request.caption_dropout, latents=latents), report
+        raise TrainerError(
+            f"data: {request.dataset or request.data!r} holds no usable row ({report}); expected images with captions"
+        )
+    return CachedData(cache, samples, collate, latents=latents), report
 
 
 def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Report, process: int) -> list[Sample]:
-    """The rows with their images' digests and sizes; those whose images cannot be opened are reported."""
-    buckets = Buckets(request.resolution, request.multiple, request.aspect)
-    free, digests, samples = buckets.parse(request.aspects), Digests(folder / "digests.json"), []
-
-    def shot(image):
-        digest, size = digests(image)
-        return Shot(image, digest, cut := buckets.nearest(*size)), fit(size, cut)
-
+    """The rows at their resolutions, with the digests and sizes of their images; images that cannot be opened are reported."""
+    digests, samples = Digests(folder / "digests.json"), []
+    sizes = {r: Buckets(r, request.multiple, request.aspect) for row in found for r in row.source.resolutions}
+    free = {r: buckets.parse(request.aspects) for r, buckets in sizes.items()}
     for row in tqdm(found, desc="looking at rows", unit="", disable=process != 0, delay=1):
         try:
             wanted = [*([] if request.image_free else [row.target]), *(row.references if request.edit else ())]
-            cut = [shot(image) for image in wanted]
+            seen = [(image, *digests(image)) for image in wanted if image]
         except Broken as fault:
             report.skip("broken image", f"{row.name} ({fault})")
             continue
         except OSError as error:
             report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
             continue
-        for _, (scale, kept) in cut:
-            if scale > request.upscale_limit:
-                report.note(f"image enlarged more than {request.upscale_limit:g} times", f"{row.name} ({scale:.3g} times)")
-            if kept < LEAST:
-                report.note(f"image of which more than {1 - LEAST:.0%} is cut off", f"{row.name} ({1 - kept:.0%})")
-        every = [made for made, _ in cut]
-        target, references = (None if request.image_free else every[0]), tuple(every[0 if request.image_free else 1 :])
-        captions = tuple(Caption(text, references) for text in row.captions)
-        size = target.size if target else free[seed_of(row.captions) % len(free)]
-        null = Caption(request.null_prompt, references)
-        samples.append(Sample(row.name, captions, null, size, target, references, row.repeats))
+        for resolution in row.source.resolutions:
+            every = [Shot(image, digest, sizes[resolution].nearest(*size)) for image, digest, size in seen]
+            for shot, (_, _, size) in zip(every, seen):
+                remark(row, size, shot.size, request.upscale_limit, report)
+            target, references = (None if request.image_free else every[0]), tuple(every[0 if request.image_free else 1 :])
+            captions = tuple(Caption(text, references) for text in row.captions)
+            cut = target.size if target else free[resolution][seed_of(row.captions) % len(free[resolution])]
+            null = Caption(request.null_prompt, references)
+            samples.append(Sample(row.name, captions, null, cut, target, references, row.repeats, row.source.dropout))
     if process == 0:
         digests.save()
     return samples
+
+
+def remark(row: rows.Row, size: tuple[int, int], cut: tuple[int, int], limit: float, report: Report) -> None:
+    """Note an image that is much enlarged, or much of which is cut off."""
+    scale, kept = fit(size, cut)
+    at = f", at {cut[1]}x{cut[0]}" if len(row.source.resolutions) > 1 else ""
+    if scale > limit:
+        report.note(f"image enlarged more than {limit:g} times", f"{row.name} ({scale:.3g} times{at})")
+    if kept < LEAST:
+        report.note(f"image of which more than {1 - LEAST:.0%} is cut off", f"{row.name} ({1 - kept:.0%}{at})")
 
 
 def fit(size: tuple[int, int], cut: tuple[int, int]) -> tuple[float, float]:

@@ -14,7 +14,8 @@ from .row import ImageFile, Row
 CAPTIONS = (".txt", ".caption")
 NOT_DATA = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 METADATA = tuple(f"metadata{kind}" for kind in tables.KINDS)
-UNREAD = (*tables.KINDS, ".tar", ".zip")  # where they are not metadata, and no parquet
+ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".7z", ".rar", ".arrow")  # and other files that may hold images, never read
+UNREAD = (*tables.KINDS, *ARCHIVES)  # where they are not metadata, and no parquet
 REPEATED = re.compile(r"([1-9]\d{0,2})_.+")  # kohya's name of a folder; four digits are rather a year
 RUN = ("metrics.csv", "metrics.json", "samples", "base.safetensors")  # one of which a run has beside config.json
 

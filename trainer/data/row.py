@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import parquet
+from .sources import Source
 
 
 class ImageFile(NamedTuple):
@@ -27,10 +28,14 @@ class ImageFile(NamedTuple):
 
 
 class Row(NamedTuple):
-    """name: for reports.  captions: one is drawn each time.  target: None without an image.  references: of an edit."""
+    """name: for reports.  captions: one is drawn each time.  target: None without an image.  references: of an edit.
+
+    source: where it came from.
+    """
 
     name: str
     captions: tuple[str, ...]
     target: ImageFile | None
     references: tuple[ImageFile, ...] = ()
     repeats: int = 1
+    source: Source = Source()

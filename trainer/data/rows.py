@@ -3,103 +3,79 @@
 Nothing is decoded here.  A row that cannot be used is named in the report; a source that cannot be read is an error.
 """
 
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from .. import TrainerError
-from . import folders, tables, texts
+from . import captions, datasets, folders, tables, texts
 from .report import Report
 from .row import ImageFile, Row
+from .sources import FILES, MOST, Source, listed
 
 __all__ = ["ImageFile", "Row", "read"]
 
-MOST = 10**7  # rows of an epoch, repeats counted, for which there is memory
 
+def read(
+    data: str | Sequence[Source], report: Report, *, edit: bool, image_free: bool, caption: str = "", lines: bool = False
+) -> list[Row]:
+    """All usable rows of sources, or of a list such as "photos*3,more.jsonl" (the first counts thrice).
 
-class Source(NamedTuple):
-    path: Path
-    repeats: int
-
-
-def read(data: str, report: Report, *, edit: bool, image_free: bool, caption: str = "", lines: bool = False) -> list[Row]:
-    """All usable rows of sources such as "photos*3,more.jsonl" (the first counts thrice).
-
-    edit: rows need references.  image_free: rows need no images.  caption: of rows that have none; empty: skip those.
-    lines: captions beside images are a caption a line; otherwise the whole file is one.  Raises TrainerError.
+    edit: rows need references.  image_free: rows need no images.  caption, lines: of a list, as a Source has them.
+    Raises TrainerError.
     """
-    rows = []
-    for path, repeats in sources(data):
-        for row in _rows(path, report, edit, lines):
-            row = row._replace(
-                captions=tuple(c.strip(texts.BLANKS) for c in row.captions if c.strip()) or ((caption,) if caption else ()),
-                repeats=row.repeats * repeats,
-            )
-            if not row.captions:
-                report.skip("empty caption", row.name)
-            elif row.target is None and not image_free:
-                report.skip("no image named", row.name)
-            elif bool(row.references) != edit and (edit or not image_free):
-                expected = "a source image for every row" if edit else "a model that edits, or rows without a source"
-                raise TrainerError(f"data: {row.name} has {len(row.references)} source images; expected {expected}")
-            elif row.repeats:
-                rows.append(row)
-    if (total := sum(row.repeats for row in rows)) > MOST:
-        raise TrainerError(f"data: {data!r} repeats its rows to {total}; expected at most {MOST}, so repeat them less often")
+    found = listed(data, Source(caption=caption, lines=lines)) if isinstance(data, str) else data
+    rows = [row for source in found for row in of(source, report, edit=edit, image_free=image_free)]
+    if (total := sum(row.repeats * max(1, len(row.source.resolutions)) for row in rows)) > MOST:
+        raise TrainerError(
+            f"data: repeats make {total} rows of {len(rows)}; expected at most {MOST}, so repeat them less often"
+        )
     return rows
 
 
-def sources(data: str) -> list[Source]:
-    """The paths of a comma-separated list, each with how often it counts.  Raises TrainerError.
-
-    A path with a comma or star may be written as it is where it exists, and otherwise in double quotes, a quote in it twice.
-    """
+def sources(data: str, dataset: str, defaults: Source) -> list[Source]:
+    """Of a list by comma, in which files of data sets may stand, or of such a file.  Raises TrainerError."""
+    if dataset:
+        return datasets.read(Path(dataset).expanduser(), defaults)
     found = []
-    parts = re.findall(r'(?:^|,)(\s*"(?:[^"]|"")*"[^,]*|[^,]*)', data)
-    while parts:
-        joined = next((n for n in range(len(parts), 1, -1) if there(_path(",".join(parts[:n])))), 1)
-        item = ",".join(parts[:joined]).strip()
-        del parts[:joined]
-        if item:
-            found.append(_source(item))
+    for source in listed(data, defaults):
+        if source.path.suffix.lower() in FILES:
+            inner = datasets.read(source.path, defaults)
+            found += [s._replace(repeats=s.repeats * source.repeats) for s in inner]
+        else:
+            found.append(source)
     return found
 
 
-def there(path: str) -> bool:
-    """Also with repeats behind it."""
-    return os.path.exists(path) or bool(re.fullmatch(r".*\*\d+", path)) and os.path.exists(path.rpartition("*")[0])
+def of(source: Source, report: Report, *, edit: bool, image_free: bool) -> list[Row]:
+    """The usable rows of one source.  Raises TrainerError."""
+    rows, empty = [], True
+    for row in _rows(source, report, edit):
+        empty = False
+        own = tuple(c.strip(texts.BLANKS) for c in row.captions if c.strip())
+        if not own and (source.caption or source.trigger):
+            report.note("no caption of its own", row.name)
+        row = row._replace(captions=captions.made(own, source), repeats=row.repeats * source.repeats, source=source)
+        if not row.captions:
+            report.skip("empty caption", row.name)
+        elif row.target is None and not image_free:
+            report.skip("no image named", row.name)
+        elif bool(row.references) != edit and (edit or not image_free):
+            expected = "a source image for every row" if edit else "a model that edits, or rows without a source"
+            raise TrainerError(f"data: {row.name} has {len(row.references)} source images; expected {expected}")
+        elif row.repeats:
+            rows.append(row)
+        else:
+            report.note("repeats 0, not trained on", row.name)
+    if empty:
+        report.note("source without a row", str(source.path))
+    return rows
 
 
-def _path(text: str) -> str:
-    return os.path.expanduser(text.strip())
-
-
-def _source(item: str) -> Source:
-    if os.path.exists(_path(item)):
-        return Source(Path(_path(item)), 1)
-    quoted = re.fullmatch(r'"((?:[^"]|"")*)"\s*(?:\*\s*(\d+))?', item)
-    path = _path(quoted[1].replace('""', '"') if quoted else item)
-    times = number(quoted[2]) if quoted and quoted[2] else 1
-    name, star, count = path.rpartition("*")
-    if not star or os.path.exists(path):
-        return Source(Path(path), times)
-    if not (count.isascii() and count.isdecimal()):
-        raise TrainerError(f"data: {item!r} does not end in a number; expected a path, or path*repeats such as photos*3")
-    return Source(Path(name), number(count) * times)
-
-
-def number(digits: str) -> int:
-    """Of any length, which int() has a limit for; none beyond what is refused."""
-    return min(int(digits), MOST + 1) if len(digits) < 20 else MOST + 1
-
-
-def _rows(path: Path, report: Report, edit: bool, lines: bool) -> Iterator[Row]:
-    kind = path.suffix.lower()
+def _rows(source: Source, report: Report, edit: bool) -> Iterator[Row]:
+    path, kind = source.path, source.path.suffix.lower()
     try:
         if path.is_dir():
-            yield from folders.read(path, report, edit=edit, lines=lines)
+            yield from folders.read(path, report, edit=edit, lines=source.lines)
         elif kind in tables.KINDS and path.exists():
             yield from tables.read(path, report)
         elif kind == ".txt" and path.exists():
@@ -107,6 +83,7 @@ def _rows(path: Path, report: Report, edit: bool, lines: bool) -> Iterator[Row]:
             yield from (Row(f"{path}:{n}", (line,), None) for n, line in enumerate(prompts, 1) if line.strip())
         else:
             known = "a folder of images, a table (" + ", ".join(tables.KINDS) + "), or a .txt file of prompts"
+            known += "; unpack an archive first" if kind in folders.ARCHIVES and path.exists() else ""
             raise TrainerError(f"data: {path} {'is of no known kind' if path.exists() else 'does not exist'}; expected {known}")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainerError(f"data: {path} cannot be read ({error}); expected a readable file in UTF-8") from None

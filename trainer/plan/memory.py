@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from .. import TrainerError
 from ..backbones import Backbone
 from ..config import Settings
+from ..data import datasets
+from ..data.sources import Source
 from ..weights.block_swap import blocks_of
 from ..weights.quantise import layers
 from . import activations
@@ -117,13 +120,16 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
 
 
 def image_size(backbone: Backbone, settings: Settings) -> int:
-    """The side of a square image that is trained, in pixels.  Raises TrainerError."""
+    """The side of a square image that is trained, in pixels, of several the largest.  Raises TrainerError."""
     if "data" in backbone.unread:  # of its own size always
         return backbone.pixels
-    resolution = settings.data.resolution
-    if resolution % backbone.pixels:
-        raise TrainerError(f"resolution is {resolution}; expected a multiple of {backbone.pixels} for this model")
-    return resolution
+    own, sizes = settings.data, {settings.data.resolution}
+    if own.dataset:
+        found = datasets.read(Path(own.dataset).expanduser(), Source(resolutions=(own.resolution,)))
+        sizes = {size for source in found for size in source.resolutions}
+    if wrong := [size for size in sizes if size % backbone.pixels]:
+        raise TrainerError(f"resolution is {wrong[0]}; expected a multiple of {backbone.pixels} for this model")
+    return max(sizes)
 
 
 @cache

@@ -26,7 +26,7 @@ def changes(settings: Settings, cards: int = 1, blocks: int = 0) -> list[tuple[s
     blocks: of the model, to be swapped.
     """
     training, memory, full = settings.training, settings.memory, settings.mode == "full"
-    sizes = [r for r in (768, 512) if r < settings.data.resolution]
+    sizes = [r for r in (768, 512) if r < settings.data.resolution and not settings.data.dataset]  # whose file has its own
     more = sorted({blocks * k // 8 for k in (2, 4, 6)} - {0}) if not full else []
     as_is: Change = (0, "", {})
     rows = training.batch * training.accumulation

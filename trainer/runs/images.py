@@ -49,13 +49,10 @@ class ImageRun:
     def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedImages:
         """Rows and prompts encoded, then the transformer loaded.  Raises TrainerError."""
         wanted, logged = settings.data, settings.logging
-        if not wanted.data:
+        if not wanted.data and not wanted.dataset:
             raise TrainerError(
-                "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt"
-            )
-        if wanted.resolution % self.backbone.pixels:
-            raise TrainerError(
-                f"--resolution is {wanted.resolution}; expected a multiple of {self.backbone.pixels} for {self.backbone.name}"
+                "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt "
+                "(or --dataset FILE)"
             )
         held: list[nn.Module] = []  # the transformer, once it is loaded: images that are not read still have a shape
 
@@ -71,9 +68,9 @@ class ImageRun:
             return made
 
         cache = self.cache(settings, accelerator.device)
-        train = rows("training", wanted.data, caption_dropout=wanted.caption_dropout)
+        train = rows("training", wanted.data, dataset=wanted.dataset, caption_dropout=wanted.caption_dropout)
         validation = rows("validation", logged.validation) if logged.validation else None
-        shown = rows("prompts", logged.prompts, image_free=True) if logged.prompts else train
+        shown = rows("prompts", logged.prompts, image_free=True, trigger="", shuffle_tags=1) if logged.prompts else train
         dtype = settings.torch_dtype if settings.mode == "lora" else None
         held.append(self.backbone.load(wanted.source, dtype=dtype))
         shown = [(caption.text, size, cond) for caption, size, cond in shown.first(None if logged.prompts else SHOWN)]
@@ -88,7 +85,8 @@ class ImageRun:
         values: dict[str, Any] = dict(
             data=source, resolution=own.resolution, multiple=self.backbone.pixels, aspect=own.aspect, edit=self.backbone.edits,
             image_free=settings.objective.image_free, aspects=own.aspects, caption=own.caption, captions=own.captions,
-            upscale_limit=own.upscale_limit, null_prompt=own.guidance_prompt, encode_batch=own.encode_batch,
+            trigger=own.trigger, shuffle_tags=own.shuffle_tags, keep_tags=own.keep_tags, upscale_limit=own.upscale_limit,
+            null_prompt=own.guidance_prompt, encode_batch=own.encode_batch,
         )  # fmt: skip
         return DataRequest(**values | changes)
 
