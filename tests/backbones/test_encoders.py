@@ -59,6 +59,31 @@ def test_an_embedding_does_not_depend_on_its_neighbours(family, whole, encoded):
         assert torch.equal(alone.embeds, prompt.embeds)
 
 
+def test_captions_are_read_up_to_the_limit(family, whole):
+    """At the limit the last letter matters; beyond it no letter does, to the same reader."""
+    backbone = family.backbone
+    encoder = backbone.text_encoder(str(whole.folder), dtype=torch.float32)
+    count = backbone.token_counter(str(whole.folder))
+    assert set(count("a cat")) == set(backbone.limits)
+    seen = {"CLIP": lambda p: p.pooled, "T5": lambda p: p.embeds[77:]}
+    for reader, limit in backbone.limits.items():
+        most = next(n for n in range(limit, 0, -1) if count("a" * n)[reader][0] <= limit)
+        assert count("a" * most)[reader] == (limit, limit) and count("a" * (most + 7))[reader] == (limit + 7, limit)
+        part = seen.get(reader, lambda p: p.embeds)
+        texts = ["a" * (most - 1) + "b", "a" * most, "a" * limit + "bc", "a" * limit + "cd"]
+        one, other, beyond, further = map(part, encoder.encode_text(texts))
+        assert not torch.equal(one, other) and torch.equal(beyond, further)
+    if not backbone.limits and not backbone.edits:
+        assert len({tuple(encoder.encode_text(["a" * 1100 + c])[0].embeds.flatten().tolist()) for c in "bc"}) == 2
+
+
+def test_an_edit_reads_any_caption(edit, edit_whole):
+    encoder = edit.backbone.text_encoder(str(edit_whole.folder), dtype=torch.float32)
+    images = [[torch.zeros(3, 32, 32)]] * 2
+    one, two = encoder.encode_text(["a" * 1100 + c for c in "bc"], images)
+    assert len(one.embeds) > 1100 and not torch.equal(one.embeds, two.embeds) and not edit.backbone.limits
+
+
 def test_a_batch_of_prompts_goes_through_the_transformer(family, whole, encoded):
     """Padding changes nothing: each row alone gives what it gives in the batch."""
     backbone, model = family.backbone, whole.pipeline.transformer

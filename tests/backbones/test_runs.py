@@ -40,6 +40,29 @@ def options(family, whole, photos, out):
             "--out", str(out), *RUN]  # fmt: skip
 
 
+def test_captions_that_are_cut_are_named(family, whole, photos, tmp_path, capsys):
+    """Each time, not only when they are encoded, and before anything is trained."""
+    backbone = family.backbone
+    data = tmp_path / "data"
+    for name, letters in (("long", 1500), ("short", 5)):
+        data.mkdir(exist_ok=True)
+        (data / f"{name}.png").write_bytes((photos / "0.png").read_bytes())
+        (data / f"{name}.txt").write_text("a" * letters)
+    if backbone.edits or backbone.name == "z-image":
+        pytest.skip("cuts nothing, or in the goldens' size has no positions for so many tokens")
+    given = ["--model", backbone.name, "--source", str(whole.folder), "--data", str(data), *RUN, "--sample-every", "0"]
+    for out in ("one", "two"):
+        assert main("lora", [*given, "--out", str(tmp_path / out), "--cache", str(tmp_path / "cache"), "--rank", "2"]) == 0
+        printed = capsys.readouterr()
+        noted = json.loads((tmp_path / out / f"{backbone.name}-lora" / "rows-training.json").read_text())["noted"]
+        for reader, most in backbone.limits.items():
+            (name,) = noted[f"caption longer than {reader} reads"]
+            assert name.startswith(str(data / "long.png")) and name.endswith(f"of which {most} are read)")
+            assert f"caption longer than {reader} reads" in printed.out
+        assert backbone.limits or not noted
+        assert "Token indices" not in printed.err and "truncated" not in printed.err
+
+
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys):
     backbone, name = family.backbone, f"{family.backbone.name}-{mode}"

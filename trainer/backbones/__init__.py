@@ -3,6 +3,7 @@
 The names stand in twinflow/backbones; the file of the same name here has BACKBONES, by the names on the command line.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +66,11 @@ class Backbone(Protocol):
         ...
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> TextEncoder: ...
+
+    def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
+        """What a caption's tokens are counted with, no encoder being loaded: by what reads them, their number and how many
+        are read at most; empty where every caption is read whole.  Raises TrainerError."""
+        ...
 
     def image_codec(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> ImageCodec: ...
 

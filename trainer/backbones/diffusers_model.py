@@ -52,7 +52,8 @@ class DiffusersBackbone:
 
     sizes: of the published models, by name.  flags: settings without which the transformer is another: not every diffusers has
     them.  markers: tensors of a file that say something of the model and are not its weights.  presets: of LoRA targets, a
-    regular expression of the full names of linear layers.
+    regular expression of the full names of linear layers.  limits: how many tokens of a caption are read, by what reads them,
+    where the pipeline cuts it.
     """
 
     core: ClassVar[Known]
@@ -66,6 +67,7 @@ class DiffusersBackbone:
     pipeline_class: ClassVar[str]
     vae_class: ClassVar[str]
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    limits: ClassVar[dict[str, int]] = {}
     flags: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
     presets: ClassVar[dict[str, str]]
@@ -88,6 +90,10 @@ class DiffusersBackbone:
 
     def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not use."""
+        raise NotImplementedError
+
+    def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
+        """As its limits count them, by their names; the pipeline may have tokenizers alone."""
         raise NotImplementedError
 
     def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -128,6 +134,19 @@ class DiffusersBackbone:
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
         pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
         return PipelineEncoder(pipeline.to(device), self.encode_prompt)
+
+    def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
+        if not self.limits:
+            return lambda text: {}
+        root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
+        parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
+        absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
+        pipeline = load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
+
+        def count(text: str) -> dict[str, tuple[int, int]]:
+            return {name: (number, self.limits[name]) for name, number in self.count_tokens(pipeline, text).items()}
+
+        return count
 
     def image_codec(self, source: str = "", *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ImageCodec:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""

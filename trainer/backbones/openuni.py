@@ -88,6 +88,7 @@ class OpenUni(Sana):
     core = known.BACKBONE
     text_parts = ("internvl",)
     # the text encoders are the language model and, in fp32, the connector
+    limits = {}  # nothing is cut
     sizes = {"openuni": Size(dict(), channels=32, text=3.7)}
 
     def recipe(self, mode: str) -> dict[str, Any]:

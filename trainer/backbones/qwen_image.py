@@ -5,7 +5,7 @@ and, for editing, the latents of each reference image (B, C, h, w), which may di
 """
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class QwenImage(DiffusersBackbone):
     transformer_class, pipeline_class, vae_class = "QwenImageTransformer2DModel", "QwenImagePipeline", "AutoencoderKLQwenImage"
     presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
     sizes = {"qwen-image": Size(dict(), channels=16, text=15.4)}
+    limits: ClassVar[dict[str, int]] = {"the text encoder": 1024}  # from behind the template's start, its end counted
 
     def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """H and W are multiples of the patch size.  The plain model rounds t to its own dtype."""
@@ -105,6 +106,10 @@ class QwenImage(DiffusersBackbone):
             encoder_hidden_states_mask=None,
             img_shapes=[[(1, side, side)] * images],
         )
+
+    def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
+        tokens = pipeline.tokenizer(pipeline.prompt_template_encode.format(text), verbose=False).input_ids
+        return {"the text encoder": len(tokens) - pipeline.prompt_template_encode_start_idx}
 
     def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         embeds, _ = pipeline.encode_prompt(text, device=pipeline.device)  # one prompt has no padding

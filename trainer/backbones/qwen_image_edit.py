@@ -30,6 +30,7 @@ class QwenImageEdit(QwenImage):
     pipeline_class = "QwenImageEditPlusPipeline"
     edits = True
     flags, markers = ("zero_cond_t",), (TIME_ZERO,)
+    limits = {}  # its pipeline cuts nothing
     sizes = {"qwen-image-edit": Size(dict(), channels=16, text=15.4, references=1)}
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:

@@ -4,7 +4,7 @@ Its time is the noise's, times 1000.  cond is (embeds (B, L, D), mask (B, L) boo
 """
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Sana(DiffusersBackbone):
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
     sizes = {"sana": Size(dict(), channels=32, text=4.9), "sana-0.6b": Size(SMALL, channels=32, text=4.9)}
+    limits: ClassVar[dict[str, int]] = {"the text encoder": 300}  # besides the instruction but for its two last tokens
 
     def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         embeds, mask = cond
@@ -65,16 +66,25 @@ class Sana(DiffusersBackbone):
         text = self.text(model.config.caption_channels, dtype)
         return dict(hidden_states=self.latents(pixels, dtype), timestep=torch.zeros(1), encoder_hidden_states=text)
 
+    def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
+        (text,) = pipeline._text_preprocessing([text], clean_caption=False)
+        before = "\n".join(instruction(pipeline)) if text else ""
+        tokens = lambda text: len(pipeline.tokenizer(text, verbose=False).input_ids)
+        return {"the text encoder": tokens(before + text) - (tokens(before) - 2 if before else 0)}
+
     def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         """With the instruction that the pipeline puts before a prompt; the unconditional one goes without, as there."""
-        instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
         embeds, mask, _, _ = pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
             device=pipeline.device,
-            complex_human_instruction=instruction if text else None,
+            complex_human_instruction=instruction(pipeline) if text else None,
         )
         return Prompt(text, embeds[0][mask[0].bool()])
+
+
+def instruction(pipeline: Any) -> list[str]:
+    return inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
 
 
 BACKBONES = {name: Sana(name) for name in known.BACKBONE.models}

@@ -23,6 +23,7 @@ class SD3(DiffusersBackbone):
     prefix = "transformer."  # all that ComfyUI's stock LoRA loader maps to SD3's fused layers
     transformer_class, pipeline_class, vae_class = "SD3Transformer2DModel", "StableDiffusion3Pipeline", "AutoencoderKL"
     text_parts = tuple(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
+    limits = {"CLIP": 77, "T5": 256}  # start and end counted; side by side these are the 333 of the transformer
     presets = {
         "attention": r"transformer_blocks\..*\.attn2?\..*",
         "attention+mlp": r"transformer_blocks\..*\.(attn2?|ff|ff_context)\..*",
@@ -88,6 +89,10 @@ class SD3(DiffusersBackbone):
             encoder_hidden_states=self.text(config.joint_attention_dim, dtype),
             pooled_projections=torch.zeros(1, config.pooled_projection_dim, dtype=dtype),
         )
+
+    def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
+        of = lambda *tokenizers: max(len(tokenizer(text, verbose=False).input_ids) for tokenizer in tokenizers)
+        return {"CLIP": of(pipeline.tokenizer, pipeline.tokenizer_2), "T5": of(pipeline.tokenizer_3)}
 
     def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         embeds, _, pooled, _ = pipeline.encode_prompt(

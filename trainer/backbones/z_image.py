@@ -28,6 +28,7 @@ class ZImage(DiffusersBackbone):
         "attention+mlp": r"(layers|\w+_refiner)\..*\.(attention|feed_forward)\..*",
     }
     sizes = {"z-image": SIZE, "z-image-turbo": SIZE}
+    limits = {"the text encoder": 512}  # with the chat template around the caption
 
     def recipe(self, mode: str) -> dict[str, Any]:
         """Turbo without guidance: it is distilled in."""
@@ -62,6 +63,13 @@ class ZImage(DiffusersBackbone):
     def inputs(self, model: Any, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
         x, text = self.latents(pixels, dtype), self.text(model.config.cap_feat_dim, dtype)
         return dict(x=list(x.unsqueeze(2)), t=torch.zeros(1), cap_feats=list(text))
+
+    def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
+        message = [{"role": "user", "content": text}]
+        options: dict[str, Any] = dict(tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        return {
+            "the text encoder": len(pipeline.tokenizer(pipeline.tokenizer.apply_chat_template(message, **options)).input_ids)
+        }
 
     def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
         (embeds,), _ = pipeline.encode_prompt([text], device=pipeline.device, do_classifier_free_guidance=False)

@@ -32,10 +32,12 @@ class Encoder(NamedTuple):
 
     What open() returns is called with pixels (B, 3, H, W) in [-1, 1] for latents (B, ...); or with a list of captions for
     as many Prompts, unpadded; or, for an edit model, with captions and their reference images [[(3, H, W), ...], ...].
+    counter: loads what a caption's tokens are counted with; by what reads them, how many there are and how many are read.
     """
 
     identity: str
     open: Callable[[], Callable]
+    counter: Callable[[], Callable[[str], dict[str, tuple[int, int]]]] = lambda: lambda text: {}
 
 
 class Shot(NamedTuple):

@@ -172,6 +172,8 @@ def prepare(
         raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
     found = rows.read(request.sources(), report, edit=request.edit, image_free=request.image_free)
     samples = survey(found, request, cache.folder, report, share[0])
+    if share[0] == 0:  # whose report it is
+        count_tokens(samples, cache.text.counter(), report)
     cache.fill(
         [shot for s in samples for shot in shots(s)],
         [caption for s in samples for caption in (*s.captions, s.null)],
@@ -229,6 +231,14 @@ def remark(row: rows.Row, size: tuple[int, int], cut: tuple[int, int], limit: fl
         report.note(f"image enlarged more than {limit:g} times", f"{row.name} ({scale:.3g} times{at})")
     if kept < LEAST:
         report.note(f"image of which more than {1 - LEAST:.0%} is cut off", f"{row.name} ({1 - kept:.0%}{at})")
+
+
+def count_tokens(samples: list[Sample], count: Callable[[str], dict[str, tuple[int, int]]], report: Report) -> None:
+    """Note the captions of which the text encoders do not read the end."""
+    for name, text in dict.fromkeys((s.name, caption.text) for s in samples for caption in s.captions):
+        for reader, (tokens, most) in count(text).items():
+            if tokens > most:
+                report.note(f"caption longer than {reader} reads", f"{name} ({tokens} tokens, of which {most} are read)")
 
 
 def fit(size: tuple[int, int], cut: tuple[int, int]) -> tuple[float, float]:

@@ -102,7 +102,11 @@ class ImageRun:
         )
         return Cache(
             own.cache or settings.run.out / "cache" / known.core.name,
-            Encoder(text, lambda: known.text_encoder(source, dtype=dtype, device=device).encode_text),
+            Encoder(
+                text,
+                lambda: known.text_encoder(source, dtype=dtype, device=device).encode_text,
+                lambda: known.token_counter(source),
+            ),
             Encoder(image, lambda: known.image_codec(source, device=device).encode_image),
             dtype,
         )
