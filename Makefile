@@ -52,6 +52,7 @@ test-comfyui: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/cached_step.py
+	$(BIN)/python benchmarks/sharded_memory.py
 
 bench-comfyui:
 	COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) benchmarks/sampler_overhead.py

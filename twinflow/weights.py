@@ -78,6 +78,54 @@ def save(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mappi
     write_atomically(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
 
 
+# as the safetensors library sorts them, widest first, so that all are aligned
+KINDS = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL")
+DTYPES = dict(
+    zip(
+        (
+            torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16,
+            torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool,
+        ),
+        KINDS,
+    )
+)  # fmt: skip
+
+
+def file_order(outlines: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors in the order that they have in a safetensors file."""
+    return sorted(outlines, key=lambda name: (KINDS.index(DTYPES[outlines[name].dtype]), name.encode()))
+
+
+def save_streamed(
+    outlines: Mapping[str, Tensor],
+    tensors: Iterable[Tensor],
+    path: str | os.PathLike,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """The file that save() writes, one tensor in memory at a time.
+
+    outlines: shapes and dtypes by name, on any device, meta too.  tensors: their values in file_order.
+    """
+    entries, end = {}, 0
+    for name in file_order(outlines):
+        begin, outline = end, outlines[name]
+        end += outline.numel() * outline.element_size()
+        entries[name] = {"dtype": DTYPES[outline.dtype], "shape": [*outline.shape], "data_offsets": [begin, end]}
+    about = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header = json.dumps(about | entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for (name, outline), tensor in zip(((n, outlines[n]) for n in entries), tensors, strict=True):
+                if (tensor.shape, tensor.dtype) != (outline.shape, outline.dtype):
+                    raise ValueError(f"{name} is {tuple(tensor.shape)} {tensor.dtype}; expected {tuple(outline.shape)}")
+                file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    write_atomically(path, write)
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
     """Call write(temporary file), flush that to disk and put it in place of path: the old file or the new, never half."""
     path = Path(path)
@@ -92,10 +140,15 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Flush the names in a folder to disk, or a power cut could still undo a rename."""
     if os.name == "posix":  # Windows cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)  # or a power cut could still undo the rename
+            os.fsync(folder)
         finally:
             os.close(folder)
 

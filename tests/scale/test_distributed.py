@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 KINDS = ("ddp", "fsdp2")
 
 
-def together(folder, *task) -> str:
-    """Run worker.py in two processes; the output of the first."""
+def together(folder, *task, worker="worker.py") -> str:
+    """Run the worker in two processes; the output of the first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,7 +25,7 @@ def together(folder, *task) -> str:
     processes = []
     for rank in ("0", "1"):
         env = os.environ | common | dict(RANK=rank, LOCAL_RANK=rank)
-        command = [sys.executable, str(ROOT / "tests" / "scale" / "worker.py"), str(folder), *task]
+        command = [sys.executable, str(ROOT / "tests" / "scale" / worker), str(folder), *task]
         out = open(folder / f"out-{rank}.txt", "w")
         processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT))
     try:

@@ -7,6 +7,7 @@
 FSDP on CPUs is what accelerate does not offer, so it is told that it may.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -197,7 +198,8 @@ def resume(accelerator, folder, kind):
         place = folder / f"{mode}-parts"
         train("qwen-image", mode, accelerator, place, 4)
         if accelerator.is_main_process:
-            checkpoint.newest(place / "checkpoints").unlink()  # as if killed at step 3
+            newest = checkpoint.newest(place / "checkpoints")  # as if killed at step 3
+            shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
         accelerator.wait_for_everyone()
         _, _, gradients, again = train("qwen-image", mode, accelerator, place, 4)
         assert len(gradients) == 3, "two steps, and the one of zeros that primes the optimiser"

@@ -108,19 +108,19 @@ def test_a_full_disk_costs_a_save_and_not_the_run(finished, tmp_path, tiny, monk
 
 
 def test_a_full_disk_at_the_end_is_one_line_and_nothing_is_trained_twice(finished, tmp_path, tiny, monkeypatch, capsys):
-    save = runs.save
+    save = runs.save_streamed
 
-    def full(tensors, path, metadata):
+    def full(outlines, tensors, path, metadata):
         if path.name == "digits-lora.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path, metadata)
+        save(outlines, tensors, path, metadata)
 
-    monkeypatch.setattr(runs, "save", full)
+    monkeypatch.setattr(runs, "save_streamed", full)
     options = [*tiny, "--base", str(finished / "digits-lora" / "base.safetensors"), "--out", str(tmp_path)]
     assert main("lora", options) == 2
     captured = capsys.readouterr()
     assert "No space left on device" in captured.out and "run the same command again" in captured.err
-    monkeypatch.setattr(runs, "save", save)
+    monkeypatch.setattr(runs, "save_streamed", save)
     assert main("lora", options) == 0 and "step 8 of 8" in capsys.readouterr().out
     assert files.final(tmp_path / "digits-lora", "digits-lora").exists()
 

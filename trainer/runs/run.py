@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from twinflow.ema import EMA
-from twinflow.weights import save, write_atomically, write_json
+from twinflow.weights import file_order, save_streamed, write_atomically, write_json
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
@@ -24,6 +24,8 @@ from ..training import checkpoint, disk, optimizers
 from ..training.log import Log
 from ..training.loop import Job, train
 from ..weights import files, quantise, sharding
+from ..weights.deferred import Deferred, made
+from ..weights.deferred import outlines as outlines_of
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
 from . import Prepared, Run, drawing, lock, resume, run_of, summary
@@ -85,14 +87,14 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
     decays = {"teacher": training.ema, "weights": training.weights_ema}
 
     def best(values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        chosen = trainee.complete(values["weights" if training.weights_ema else "last"])
-        return sharding.gathered(chosen, keep=accelerator.is_main_process)
+        return values["weights" if training.weights_ema else "last"]
 
     def keep_weights(step: int, values: dict[str, dict[str, Tensor]]) -> Path | None:
-        whole, path = best(values), files.at_step(folder, settings.run.name, step)
-        if not accelerator.is_main_process or not write_weights(settings, trainee, whole, path, step):
+        path = files.at_step(folder, settings.run.name, step)
+        if not write_weights(settings, trainee, best(values), path, step, main=accelerator.is_main_process):
             return None
-        files.prune(folder, settings.run.name, logging.keep_weights)
+        if accelerator.is_main_process:
+            files.prune(folder, settings.run.name, logging.keep_weights)
         return path
 
     job = Job(
@@ -116,9 +118,7 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         job, accelerator, log, folder / "checkpoints",
         seed=settings.run.seed, model=model, save_every=logging.save_every, keep=logging.keep,
     )  # fmt: skip
-    whole = best(values)
-    if accelerator.is_main_process:
-        finish(settings, kind, trainee, whole, job.done, folder, log)
+    finish(settings, kind, trainee, best(values), job.done, folder, log)
     accelerator.end_training()
 
 
@@ -155,23 +155,46 @@ def make_base(settings: Settings, kind: HasBase, folder: Path, changes: str) -> 
     accelerator.end_training()
 
 
-def write_weights(settings: Settings, trainee: Trainee, values: dict[str, Tensor], path: Path, step: int) -> bool:
-    """One file of these values, to be used as it is; False, and said, where it cannot be written."""
+def write_weights(
+    settings: Settings, trainee: Trainee, values: dict[str, Tensor], path: Path, step: int, *, main: bool = True
+) -> bool:
+    """One file of these values, to be used as it is, a tensor at a time; False, and said, where it cannot be written.
+
+    Where they are sharded every process must call it; the main one writes.
+    """
     wanted = settings.output.save_dtype
     dtype = DTYPES[settings.memory.dtype if wanted == "auto" else wanted]
-    tensors = {name: t.to(dtype) for name, t in trainee.file(values).items()}
-    about = trainee.provenance(step).to_metadata()
-    return disk.attempt(path, disk.size_of(tensors.values()), lambda: save(tensors, path, about), tqdm.write)
+    tensors = {name: t.to(dtype) for name, t in trainee.file(values, Deferred.of).items()}
+    outlines, about, written = outlines_of(tensors), trainee.provenance(step).to_metadata(), True
+    source = made(tensors[name] for name in file_order(outlines))
+    if main:
+        write = lambda: save_streamed(outlines, source, path, about)
+        written = disk.attempt(path, disk.size_of(outlines.values()), write, tqdm.write)
+    sharded = sharding.is_sharded(trainee.network)
+    for _ in source if sharded else ():  # others wait for what is not written any more
+        pass
+    return sharding.told(written) if sharded else written
 
 
 def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tensor], step: int, folder: Path, log: Log) -> None:
     """Write the weights file of this step, then what is judged and drawn from that file."""
+    main = log.accelerator.is_main_process
+    weights = files.final(folder, settings.run.name)
+    if main or sharding.is_sharded(trainee.network):
+        if not write_weights(settings, trainee, best, weights, step, main=main):
+            raise TrainerError(
+                f"{weights} could not be saved; free some space and run the same command again, which goes on here"
+            )
+    if main:
+        conclude(settings, kind, trainee, step, folder, log)
+
+
+def conclude(settings: Settings, kind: Run, trainee: Trainee, step: int, folder: Path, log: Log) -> None:
+    """All that is made of the weights file."""
     name = settings.run.name
     if step > settings.training.steps:
         print(f"{step} steps are trained already, more than --steps {settings.training.steps}: the file is of all of them")
     weights, kept = files.final(folder, name), files.at_step(folder, name, step)
-    if not write_weights(settings, trainee, best, weights, step):
-        raise TrainerError(f"{weights} could not be saved; free some space and run the same command again, which goes on here")
     print(f"wrote {weights}")
     disk.attempt(kept, 0, lambda: write_atomically(kept, lambda temporary: link(weights, temporary)), tqdm.write)
     files.prune(folder, name, settings.logging.keep_weights)

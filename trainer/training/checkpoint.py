@@ -1,5 +1,6 @@
 """Training state on disk: one safetensors file a checkpoint, atomic, enough to go on with bit-equal weights.
 
+Sharded training writes a folder in place of the file (see sharded); either goes on from what the other wrote.
 Every draw and the order of the data are functions of (seed, step), so no generator's state need be kept.
 """
 
@@ -7,16 +8,18 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from twinflow.ema import EMA
-from twinflow.weights import WeightsError, load, read_header, save
+from twinflow.weights import WeightsError, read_header, save
 
 from .. import TrainerError
 from ..weights import sharding
-from . import disk, optimizers
+from . import disk, optimizers, sharded
 
 
 @dataclass
@@ -47,63 +50,95 @@ def write(
     """Save as folder/step-00000100.safetensors, then delete all but the newest `keep`; None, and said, where it fails.
 
     model: names the weights that training started from ("": nothing does).
-    To be called by every process, for sharded tensors are gathered; only the main one writes.
+    To be called by every process, for each writes its part of what is sharded, as a folder step-00000100; else only the
+    main one writes.
     """
-    path = folder / f"step-{state.step:08d}.safetensors"
-    tensors = sharding.gathered(contents(state), keep=main)
-    if not main:
-        return path
+    tensors = contents(state)
     about = dict(
         step=state.step,
         skipped=state.skipped,
         seconds=state.seconds,
         model=model,
         decays={key: average.decay for key, average in state.averages.items()},
+        processes=sharding.processes(),
     )
-    metadata = {"twinflow.training": json.dumps(about)}
-    if not disk.attempt(path, disk.size_of(tensors.values()), lambda: save(tensors, path, metadata), say):
-        return None
-    for old in list_all(folder)[keep:]:
-        old.unlink()
+    path, size = folder / f"step-{state.step:08d}", disk.size_of(tensors.values())
+    if any(isinstance(tensor, sharding.DTensor) for tensor in tensors.values()):
+        say = say if main else lambda line: None
+        if not disk.attempt(path, size, lambda: sharded.write(path, tensors, about, say), say, looked=True):
+            return None
+    else:
+        path = path.with_suffix(".safetensors")
+        metadata = {"twinflow.training": json.dumps(about)}
+        if main and not disk.attempt(path, size, lambda: save(tensors, path, metadata), say):
+            return None
+    for old in list_all(folder)[keep:] if main else ():
+        sharded.remove(old) if old.is_dir() else old.unlink()
     return path
 
 
 def list_all(folder: Path) -> list[Path]:
-    """Checkpoints, newest first."""
-    return sorted(folder.glob(f"step-{'[0-9]' * 8}.safetensors"), reverse=True)
+    """Checkpoints, files and folders, newest first."""
+    named = f"step-{'[0-9]' * 8}"
+    found = [*folder.glob(f"{named}.safetensors"), *(path for path in folder.glob(named) if path.is_dir())]
+    return sorted(found, key=lambda path: path.name, reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
     return next(iter(list_all(folder)), None)
 
 
+class File:
+    """A checkpoint of one file.  about: what write() noted.  shapes: of its tensors by name.  Raises WeightsError."""
+
+    def __init__(self, path: Path):
+        self.path, header = path, read_header(path)
+        try:
+            self.about: dict[str, Any] = json.loads(header.metadata["twinflow.training"])
+        except (KeyError, ValueError) as error:
+            raise WeightsError(f"it has no training state ({error})") from None
+        self.shapes = {name: shape for name, (_, shape) in header.tensors.items()}
+
+    def read(self, into: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of these names, one by one, to where each is and as it is sharded."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                for name, own in into.items():
+                    sharding.local(own).copy_(sharding.local(sharding.share(file.get_tensor(name), own)))
+        except SafetensorError as error:
+            raise WeightsError(str(error)) from None
+
+
+Saved = File | sharded.Folder
+
+
 @torch.no_grad()
-def fill(state: State, saved: dict[str, Tensor], decays: dict[str, float]) -> list[str]:
+def fill(state: State, saved: Saved) -> list[str]:
     """Copy saved tensors into state; returns what starts afresh, for it is not in there.
 
-    Raises KeyError or RuntimeError where the trained tensors do not fit.
+    Raises KeyError or RuntimeError where the trained tensors do not fit, and WeightsError for damage.
     """
-    afresh = []
+    afresh, decays, shapes = [], saved.about["decays"], saved.shapes
     for name, p in state.tensors.items():
-        if saved[f"tensors.{name}"].shape != p.shape:
-            raise RuntimeError(f"{name} is {tuple(saved[f'tensors.{name}'].shape)}; expected {tuple(p.shape)}")
-    if extra := [n for n in saved if n.startswith("tensors.") and n.removeprefix("tensors.") not in state.tensors]:
+        if shapes[f"tensors.{name}"] != tuple(p.shape):
+            raise RuntimeError(f"{name} is {shapes[f'tensors.{name}']}; expected {tuple(p.shape)}")
+    if extra := [n for n in shapes if n.startswith("tensors.") and n.removeprefix("tensors.") not in state.tensors]:
         raise KeyError(extra[0])
     for k, optimizer in enumerate(state.optimizers):
         prefix = f"optimizer.{k}."
-        shapes = {name: t.shape for name, t in saved.items() if name.startswith(prefix)}
-        slots = {int(name.split(".")[2]) for name in shapes}
+        wanted = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        slots = {int(name.split(".")[2]) for name in wanted}
         if fits := len(slots) == 0 or max(slots) < sum(len(group["params"]) for group in optimizer.param_groups):
             optimizers.prime(optimizer, slots)
-            fits = shapes == {prefix + name: t.shape for name, t in optimizers.tensors(optimizer).items()}
+            fits = wanted == {prefix + name: tuple(t.shape) for name, t in optimizers.tensors(optimizer).items()}
         if not fits:
             optimizer.state.clear()
             afresh.append("the optimiser's memory")
-    for name, own in contents(state).items():
-        source = name
-        if name.startswith("averages.") and name.split(".")[1] not in decays:  # of the weights as they are
-            source = "tensors." + name.split(".", 2)[2]
-        sharding.local(own).copy_(sharding.local(sharding.share(saved[source], own)))
+    own = contents(state)
+    known = {n: t for n, t in own.items() if not n.startswith("averages.") or n.split(".")[1] in decays}
+    saved.read(known)
+    for name in own.keys() - known.keys():  # averages that were not kept: of the weights as they are
+        sharding.local(own[name]).copy_(sharding.local(own["tensors." + name.split(".", 2)[2]]))
     for key, average in state.averages.items():
         average.decay = decays.get(key, 0.0)
         if key not in decays:
@@ -119,23 +154,26 @@ def restore(state: State, folder: Path, model: str, say: Callable[[str], object]
     damaged = ""
     for path in list_all(folder):
         try:
-            about = json.loads(read_header(path).metadata["twinflow.training"])
-            saved = load(path)
-        except (WeightsError, KeyError, ValueError) as error:
+            saved = sharded.Folder(path) if path.is_dir() else File(path)
+            about = saved.about
+            if about.get("model", model) != model:
+                raise TrainerError(
+                    f"{path}: was trained from other weights than those of --source or --base now; expected --name NEW for a "
+                    "run beside it, or the model that it started from, wherever it lies"
+                )
+            afresh = fill(state, saved)
+        except WeightsError as error:
             damaged = f"{path}: is not a usable checkpoint ({error})"
             say(f"{damaged}; going on from the one before")
             continue
-        if about.get("model", model) != model:
-            raise TrainerError(
-                f"{path}: was trained from other weights than those of --source or --base now; expected --name NEW for a run "
-                "beside it, or the model that it started from, wherever it lies"
-            )
-        try:
-            afresh = fill(state, saved, about["decays"])
         except (KeyError, RuntimeError) as error:
             raise TrainerError(f"{path}: does not fit this model ({error}); expected --name NEW for a run beside it") from None
         if afresh:
             say(f"{' and '.join(afresh)} {'start' if len(afresh) > 1 else 'starts'} afresh")
+        now, then = sharding.processes(), about.get("processes")
+        if then not in (None, now):
+            say(f"{path} is of {then} process{'es' * (then > 1)}, and {now} {'train' if now > 1 else 'trains'} now: "
+                "its state is shared out anew, and the rows of a step are others than they would have been")  # fmt: skip
         state.step, state.skipped, state.seconds = about["step"], about["skipped"], about["seconds"]
         return path
     if damaged:

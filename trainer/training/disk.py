@@ -17,18 +17,24 @@ def short(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
 
 
-def attempt(path: Path, size: int, write: Callable[[], object], say: Callable[[str], object]) -> bool:
+def room(path: Path, size: int, say: Callable[[str], object]) -> None:
+    """Make path's folder, and say where there is not space for two such files.  Raises OSError where there is not for one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < 2 * size:
+        say(f"the disk is nearly full: {short(free)} are free for {path}, which takes {short(size)}")
+    if free < size:
+        raise OSError("the disk is full")
+
+
+def attempt(path: Path, size: int, write: Callable[[], object], say: Callable[[str], object], *, looked: bool = False) -> bool:
     """write(), which puts about `size` bytes into path; False, and a line to `say`, where that fails.
 
-    A line also says beforehand that there is not space for two such files; fewer than one are not begun.
+    Looks for room() before; looked: write() does so itself.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < 2 * size:
-            say(f"the disk is nearly full: {short(free)} are free for {path}, which takes {short(size)}")
-        if free < size:
-            raise OSError("the disk is full")
+        if not looked:
+            room(path, size, say)
         write()
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error

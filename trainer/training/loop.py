@@ -129,10 +129,10 @@ def train(
     job.tensors.update({name: live[name] for name in job.tensors})  # FSDP puts new parameters in place
     averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
     state = checkpoint.State(job.tensors, built, averages)
+    trainer = Step(job, network, accelerator, averages, seed)  # whose guide is a copy of the weights before they are trained
     if path := checkpoint.restore(state, folder, model, accelerator.print):
         accelerator.print(f"going on with {job.name} from {path} (step {state.step} of {job.steps})")
     log.open_stage(job.name, state.step, state.seconds)
-    trainer = Step(job, network, accelerator, averages, seed)
 
     def look():
         if job.observe and job.observe_every and (accelerator.is_main_process or trainer.sharded):

@@ -3,11 +3,12 @@
 Where nothing is sharded these do nothing but what their names say.  Every process must call them alike.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -27,22 +28,45 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def share(whole: Tensor, like: Tensor) -> Tensor:
+def share(full: Tensor, like: Tensor) -> Tensor:
     """A tensor that every process has, where `like` is, and sharded as it is."""
-    if not isinstance(like, DTensor) or isinstance(whole, DTensor):
-        return whole.to(like.device)
-    whole = whole.to(like.device_mesh.device_type)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)  # None: nothing is sent
+    if not isinstance(like, DTensor) or isinstance(full, DTensor):
+        return full.to(like.device)
+    full = full.to(like.device_mesh.device_type)
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)  # None: nothing is sent
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor on every process, where its part is."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The tensors made whole, one by one, on the CPU; only where `keep`, else nothing."""
-    whole = {}
+    """The tensors made whole, one by one, on the CPU; only where `keep`, else nothing.  For small models only."""
+    found = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor().detach().cpu() if isinstance(tensor, DTensor) else tensor
+        full = whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
         if keep:
-            whole[name] = full
-    return whole
+            found[name] = full
+    return found
+
+
+def processes() -> int:
+    """How many train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def on_main(act: Callable[[], object]) -> None:
+    """act() in the first process; an OSError of it is raised in all."""
+    told: list[Any] = [None]
+    if distributed.get_rank() == 0:
+        try:
+            act()
+        except OSError as error:
+            told = [error.strerror or str(error)]
+    distributed.broadcast_object_list(told)
+    if told[0] is not None:
+        raise OSError(told[0])
 
 
 @torch.no_grad()
@@ -69,3 +93,10 @@ def reshard(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def told(value: bool) -> bool:
+    """What the first process says."""
+    said = [value]
+    distributed.broadcast_object_list(said)
+    return said[0]

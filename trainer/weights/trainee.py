@@ -1,6 +1,6 @@
 """What is trained: a backbone's model as a velocity, with the tensors of it that change and how they are written to a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from twinflow.weights import Provenance
 from .. import TrainerError
 from ..backbones import Backbone
 from ..config import Settings
-from . import lora
+from . import lora, sharding
 from .block_swap import BlockSwap, blocks_of
 from .quantise import quantise
 from .teachers import WithoutLora, WithWeights
@@ -85,9 +85,6 @@ class Trainee:
         if memory.block_swap > (most := len(blocks_of(model))):
             raise TrainerError(f"--block-swap is {memory.block_swap}; expected at most {most}, the blocks of {backbone.name}")
         self.swap = BlockSwap(model, memory.block_swap) if memory.block_swap else None
-        self._base: dict[str, Tensor] | None = None
-        if not is_lora and settings.guidance.guide == "base":
-            self._base = {name: p.detach().clone() for name, p in self.tensors.items()}
 
     @property
     def second(self) -> str:
@@ -95,18 +92,22 @@ class Trainee:
         return f"model.{self.backbone.core.time.name}."
 
     def base(self) -> Velocity:
-        """The frozen model that training started from, for its instantaneous velocity."""
-        if self._base is not None:
-            return WithWeights(self.network, self._base)
+        """The frozen model that training starts from, for its instantaneous velocity; asked for before anything is trained."""
+        if self.settings.mode == "full":  # a copy, sharded where the weights are by now
+            live = sharding.parameters(self.network)
+            return WithWeights(self.network, {name: live[name].detach().clone() for name in self.tensors})
         return WithoutLora(self.network, at_t=self.time == "fold" and self.settings.guidance.base_time == "t")
 
     def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """These values of the trained tensors and, of all weights, those that are not trained, too."""
         return {**(self.network.state_dict() if self.settings.mode == "full" else {}), **values}
 
-    def file(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the weights file for these values of the trained tensors, under the file's names."""
-        own = {name.removeprefix("model."): v for name, v in self.complete(values).items()}
+    def file(self, values: Mapping[str, Tensor], wrap: Callable[[Tensor], Any] = lambda t: t) -> dict[str, Any]:
+        """The tensors of the weights file for these values of the trained tensors, under the file's names.
+
+        wrap: Deferred.of, where they are to be made later, one by one.
+        """
+        own = {name.removeprefix("model."): wrap(v) for name, v in self.complete(values).items()}
         if self.settings.mode == "full":
             return self.backbone.to_file(own)
         return lora.to_file(self.backbone, own, lora.scale(self.settings.adapter))

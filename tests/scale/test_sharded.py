@@ -1,0 +1,89 @@
+"""The state of sharded training on disk: written by two processes, read by two and by one, whatever happens in between."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from trainer import TrainerError
+from trainer.training import checkpoint, sharded
+from trainer.weights.deferred import Deferred, made, outlines
+from twinflow.weights import WeightsError, file_order, load, read_header, save, save_streamed
+
+from . import state_worker
+from .test_distributed import together
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sharded")
+    checkpoint.write(state_worker.at(state_worker.state(False), 1), path / "single", "x", 1)
+    assert together(path, worker="state_worker.py").count("done") == 1
+    return path
+
+
+def test_one_process_reads_what_two_wrote(folder):
+    state, said = state_worker.blank(False), []
+    assert checkpoint.restore(state, folder / "checkpoints", "x", said.append).name == "step-00000005"
+    found, wanted = checkpoint.contents(state), load(folder / "wanted.safetensors")
+    assert state_worker.equal(found, wanted) and state.step == 5 and len(wanted) == 4 * (1 + 1 + 3)
+    assert len(said) == 1 and "is of 2 processes, and 1 trains now" in said[0]
+
+
+def test_another_model_is_refused(folder):
+    with pytest.raises(TrainerError, match="was trained from other weights"):
+        checkpoint.restore(state_worker.blank(False), folder / "checkpoints", "y")
+
+
+def test_a_table_of_contents_runs_no_code(folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    (tmp_path / "about.json").write_text(json.dumps({}))
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(WeightsError, match="names builtins.print"):
+        sharded.Folder(tmp_path)
+
+
+KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn]
+
+
+def test_a_streamed_file_is_the_saved_file(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    tensors = {f"n{i}.{k}": torch.randn(i, 3, generator=g).to(kind) for k, kind in enumerate(KINDS) for i in (2, 0, 10)}
+    tensors |= {"scalar": torch.ones(()), 'a ü"': torch.ones(3, 4).T}
+    save(tensors, tmp_path / "a", {"x": "ü"})
+    save_streamed(tensors, (tensors[name] for name in file_order(tensors)), tmp_path / "b", {"x": "ü"})
+    a, b = (read_header(tmp_path / name) for name in "ab")
+    assert a.metadata == b.metadata and list(a.tensors.items()) == list(b.tensors.items())
+    a, b = ((tmp_path / name).read_bytes() for name in "ab")
+    assert a[:8] == b[:8] and a[8 + int.from_bytes(a[:8], "little") :] == b[8 + int.from_bytes(a[:8], "little") :]
+
+
+def test_a_streamed_file_is_whole_or_absent(tmp_path):
+    tensors = {"a": torch.ones(2), "b": torch.ones(3)}
+    for given in ([tensors["a"]], [tensors["b"], tensors["a"]], [*tensors.values(), tensors["a"]]):
+        with pytest.raises(ValueError):
+            save_streamed(tensors, given, tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_deferred_tensors_are_what_was_done_to_them():
+    asked = []
+    tensors = {name: torch.randn(4, 6, generator=torch.Generator().manual_seed(k)) for k, name in enumerate("qkv")}
+
+    def late(name):
+        return Deferred(torch.empty(4, 6, device="meta"), lambda: asked.append(name) or tensors[name])
+
+    def work(q, k, v):
+        wide, scaled = k.reshape(1, 1, *k.shape).bfloat16(), v.to(torch.float64) * 0.3
+        return {"qkv": torch.cat([q, k, v]), "swapped": torch.cat(q.chunk(2)[::-1]), "wide": wide, "scaled": scaled}
+
+    ours, wanted = work(*map(late, "qkv")), work(*tensors.values())
+    assert not asked and {n: (t.shape, t.dtype) for n, t in outlines(ours).items()} == {
+        n: (t.shape, t.dtype) for n, t in wanted.items()
+    }
+    assert ours["wide"].ndim == 4 and ours["qkv"].numel() == 72
+    assert all(torch.equal(a, b) for a, b in zip(made(ours.values()), wanted.values(), strict=True))

@@ -1,0 +1,146 @@
+"""The state of sharded training (FSDP2) as a folder: torch.distributed.checkpoint's files, each process writing its own part.
+
+No process ever holds more than its part and one tensor; any number of processes reads what any other wrote.  A folder has
+its name only when it is whole.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, distributed
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from twinflow.weights import WeightsError, flush_folder, write_json
+
+from ..weights import sharding
+from . import disk
+
+ABOUT = "about.json"
+
+
+class Writer(dcp.FileSystemWriter):
+    """torch's, but for what it keeps: until a file is closed it holds all tensors of it on the host."""
+
+    def write_data(self, plan, planner) -> Future[list[WriteResult]]:
+        name, results = f"__{distributed.get_rank()}_0.distcp", []
+        with open(Path(self.path, name), "wb") as file:
+            for item in plan.items:
+                begin, tensor = file.tell(), cast(Tensor, planner.resolve_data(item)).detach().cpu()
+                whole = tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
+                torch.save(tensor if whole else tensor.clone(), file)  # never more than is meant
+                length = file.tell() - begin
+                results.append(WriteResult(item.index, length, filesystem._StorageInfo(name, begin, length)))
+            file.flush()
+            os.fsync(file.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+class Unpickler(pickle.Unpickler):
+    """Of a checkpoint's table of contents, which torch pickles: its own records and torch's dtypes, and no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        records = (metadata.__name__, filesystem.__name__)
+        if module in records or module == "torch" or (module, name) in NAMED:
+            found = super().find_class(module, name)
+            own = isinstance(found, type) and found.__module__ == module in records
+            if own or isinstance(found, torch.dtype) or (module, name) in NAMED:
+                return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+NAMED = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch._utils", "_get_restore_location"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}
+
+
+class Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        with open(Path(self.path, ".metadata"), "rb") as file:
+            return Unpickler(file).load()
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    """Every process its parts of the tensors.  Raises OSError in all of them where one fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+
+    def begin() -> None:
+        remove(temporary)
+        disk.room(path, disk.size_of(tensors.values()), say)
+        temporary.mkdir()
+
+    def end() -> None:
+        write_json(about, temporary / ABOUT)
+        remove(path)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+
+    try:
+        sharding.on_main(begin)
+        dcp.save(dict(tensors), storage_writer=Writer(temporary))
+        sharding.on_main(end)
+    except dcp.CheckpointException as error:
+        rank, (fault, _) = next(iter(error.failures.items()))
+        if not isinstance(fault, OSError):
+            raise fault from error
+        raise OSError(f"{fault.strerror or fault}, in process {rank}") from None
+    finally:
+        if distributed.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Never to be seen half."""
+    if folder.exists():
+        gone = folder.with_name(f".{folder.name.strip('.')}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+class Folder:
+    """A checkpoint that write() left.  about: what it was given.  shapes: of its tensors by name.  Raises WeightsError."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.about = json.loads((path / ABOUT).read_text("utf-8"))
+            found = Reader(path).read_metadata()
+            self.shapes = {
+                n: tuple(m.size) for n, m in found.state_dict_metadata.items() if isinstance(m, metadata.TensorStorageMetadata)
+            }
+            for part in found.storage_data.values():
+                size, wanted = (path / part.relative_path).stat().st_size, part.offset + part.length
+                if size < wanted:
+                    raise WeightsError(f"{part.relative_path} has {size} bytes of {wanted}: it is cut off")
+        except WeightsError:
+            raise
+        except (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            raise WeightsError(f"{getattr(error, 'strerror', None) or error}") from None
+
+    def read(self, into: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of these names.  Every process must call it alike, where they are sharded."""
+        alone = not any(isinstance(tensor, sharding.DTensor) for tensor in into.values())
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+                dcp.load({n: t.detach() for n, t in into.items()}, storage_reader=Reader(self.path), no_dist=alone)
+        except dcp.CheckpointException as error:
+            fault, _ = next(iter(error.failures.values()))
+            raise WeightsError(f"{getattr(fault, 'strerror', None) or fault}") from None
