@@ -7,6 +7,7 @@ winning: the defaults here (of a real model), the mode's, the recipe of the back
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from .backbones import backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RENAMED = {"difference": "dt"}  # an older name -> the present one; read with a notice, for one version
+DEVICE = re.compile(r"auto|stream|cpu|(cuda|xpu|mps)(:\d{1,3})?")
 BY_MODE: dict[str, dict[str, Any]] = {
     "lora": dict(lr=1e-4),
     # no LoRA's settings are read here; these are what the first version recorded, whose runs can thus be gone on with
@@ -92,7 +94,19 @@ class Data(Section):
     caption_dropout: float = option(0.0, "share of images trained under --guidance-prompt, not their caption", ge=0, le=1)
     guidance_prompt: str = option("", "negative prompt of the trained-in guidance (default: the model's empty prompt)")
     cache: Path | None = option(None, "folder of encoded images and captions, shared by runs (default: <out>/cache/<model>)")
-    encode_batch: int = option(4, "images or captions encoded at a time, before training", ge=1)
+    encode_batch: int = option(1, "images or captions encoded at a time, before training", ge=1)
+    encoders_device: str = option(
+        "auto", "where the text encoder computes: auto (the card; layers for which it has no room visit it), stream (all "
+        "layers visit it), cpu, or a device such as cuda:1", metavar="DEVICE",
+    )  # fmt: skip
+    encoders_dtype: Literal["auto", "bf16", "fp32", "int8", "nf4"] = option(
+        "auto",
+        "number format of the text encoder (auto: that of --dtype); int8 by torchao, nf4 by bitsandbytes (on a GPU)",
+    )
+    vae_dtype: Literal["fp32", "bf16"] = option("fp32", "number format of the autoencoder while it encodes images")
+    vae_tiling: bool = option(
+        False, "encode images in tiles of 512 pixels: less memory, and latents that differ a little near their edges"
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> "Data":
@@ -281,6 +295,19 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _encoders_are_possible(self) -> "Settings":
+        device, dtype = self.data.encoders_device, self.data.encoders_dtype
+        if not DEVICE.fullmatch(device):
+            raise ValueError(f"--encoders-device is {device!r}; expected auto, stream, cpu, or a device such as cuda or cuda:1")
+        if device == "stream" and dtype in ("int8", "nf4"):
+            raise ValueError(
+                f"--encoders-device stream cannot move {dtype} weights; expected --encoders-dtype bf16, or another device"
+            )
+        if device == "cpu" and dtype == "nf4":
+            raise ValueError("--encoders-dtype nf4 needs an NVIDIA GPU; expected int8, bf16 or fp32 with --encoders-device cpu")
+        return self
+
+    @model_validator(mode="after")
     def _memory_is_possible(self) -> "Settings":
         memory = self.memory
         if self.mode == "full" and (memory.quantize != "none" or memory.block_swap):
@@ -316,8 +343,9 @@ class Settings(Section):
         sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
         names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
         names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch", "upscale_limit"}
-        younger = ("captions", "dataset", "trigger", "shuffle_tags", "keep_tags")  # than the first runs
-        names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default}
+        younger = {"captions", "dataset", "trigger", "shuffle_tags", "keep_tags"}  # than the first runs
+        younger |= {"encoders_dtype", "vae_dtype", "vae_tiling"}
+        names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default} | {"encoders_device"}
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
         values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -3,7 +3,7 @@
 The names stand in twinflow/backbones; the file of the same name here has BACKBONES, by the names on the command line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,14 @@ from .sizes import Size
 
 
 class TextEncoder(Protocol):
-    """Encodes prompts; drop it to free its memory."""
+    """Encodes prompts; drop it to free its memory.
+
+    modules: its networks, which the run quantises and moves; without them it stays on the CPU.  device: where they compute,
+    set by the run.
+    """
+
+    modules: Sequence[nn.Module]
+    device: torch.device
 
     def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None, /) -> list[Prompt]:
         """Embeddings without padding, on the CPU; "" is the unconditional prompt.  references: for an edit model, the images

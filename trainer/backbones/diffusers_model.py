@@ -28,13 +28,21 @@ from .sizes import Size
 
 
 class PipelineEncoder:
-    """A model's text encoders; drop it to free their memory.
+    """A model's text encoders; drop it to free their memory.  Made on the CPU; whoever moves `modules` sets `device`.
 
     Prompts are encoded one by one, so that an embedding never depends on its neighbours.
     """
 
     def __init__(self, pipeline: Any, encode: Callable[..., Prompt]):
-        self.pipeline, self.encode = pipeline, encode
+        self.pipeline, self.encode, self.device = pipeline, encode, torch.device("cpu")
+        parts = [pipeline] if isinstance(pipeline, nn.Module) else pipeline.components.values()
+        self.modules = [part for part in parts if isinstance(part, nn.Module)]
+
+    def to(self, device: Any) -> "PipelineEncoder":
+        self.device = torch.device(device)
+        for module in self.modules:
+            module.to(self.device)
+        return self
 
     @torch.no_grad()
     def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None) -> list[Prompt]:
@@ -43,7 +51,7 @@ class PipelineEncoder:
         references: for an edit model, the images (3, H, W) in [-1, 1] that belong to each prompt.
         """
         seen = [()] * len(prompts) if references is None else [(images,) for images in references]
-        made = [self.encode(self.pipeline, text, *images) for text, images in zip(prompts, seen, strict=True)]
+        made = [self.encode(self.pipeline, text, self.device, *images) for text, images in zip(prompts, seen, strict=True)]
         return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
 
 
@@ -88,8 +96,11 @@ class DiffusersBackbone:
         """The settings of the transformer's class, read off its tensors.  Raises KeyError for those of another model."""
         raise NotImplementedError
 
-    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
-        """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not use."""
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
+        """One prompt through the pipeline's own encode_prompt, without padding that the transformer would not use.
+
+        device: where the text encoders compute; their weights may rest elsewhere.
+        """
         raise NotImplementedError
 
     def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
@@ -133,7 +144,7 @@ class DiffusersBackbone:
         root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
         pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
-        return PipelineEncoder(pipeline.to(device), self.encode_prompt)
+        return PipelineEncoder(pipeline, self.encode_prompt).to(device)
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
         if not self.limits:

@@ -39,3 +39,19 @@ class ImageCodec:
         z = (latents.to(self.shift) * self.scale + self.shift).to(self.vae.dtype)
         x = self.vae.decode(z.unsqueeze(2) if self.video else z, return_dict=False)[0]
         return ((x.squeeze(2) if self.video else x).float() / 2 + 0.5).clamp(0, 1)
+
+
+def tile(vae: Any, side: int = 512) -> None:
+    """Let an autoencoder of diffusers encode and decode larger images in overlapping squares of so many pixels.
+
+    In less memory, and a little differently: what sees the whole image (norms, attention) sees a square then.
+    """
+    if not hasattr(vae, "enable_tiling"):
+        return
+    vae.enable_tiling()
+    if hasattr(vae, "tile_sample_min_size"):  # AutoencoderKL has names of its own
+        vae.tile_sample_min_size = side
+        vae.tile_latent_min_size = side // 2 ** (len(vae.config.block_out_channels) - 1)
+    else:
+        step = side - side // 8
+        vae.enable_tiling(side, side, step, step)

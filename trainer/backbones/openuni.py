@@ -121,13 +121,13 @@ class OpenUni(Sana):
         folder = self.part(source, "internvl")
         file = lambda: self.checkpoint(source)
         reader = load_part(lambda: read_reader(folder, file, dtype), folder.parent, (folder.name,))
-        return PipelineEncoder(reader.to(device), self.encode_prompt)
+        return PipelineEncoder(reader, self.encode_prompt).to(device)
 
-    def encode_prompt(self, pipeline: Reader, text: str) -> Prompt:
+    def encode_prompt(self, pipeline: Reader, text: str, device: torch.device) -> Prompt:
         """The learnt queries' states: as many tokens for every prompt."""
         request = f"Generate an image: {text.strip()}" if text.strip() else "Generate an image."
         tokens = pipeline.tokenizer(TURN.format(request), return_tensors="pt").input_ids
-        return Prompt(text, pipeline(tokens.to(pipeline.meta_queries.device))[0])
+        return Prompt(text, pipeline(tokens.to(device))[0])
 
     def checkpoint(self, source: str) -> Path:
         """The .pth of a source, or the published one.  Raises TrainerError."""

@@ -111,8 +111,8 @@ class QwenImage(DiffusersBackbone):
         tokens = pipeline.tokenizer(pipeline.prompt_template_encode.format(text), verbose=False).input_ids
         return {"the text encoder": len(tokens) - pipeline.prompt_template_encode_start_idx}
 
-    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
-        embeds, _ = pipeline.encode_prompt(text, device=pipeline.device)  # one prompt has no padding
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
+        embeds, _ = pipeline.encode_prompt(text, device=device)  # one prompt has no padding
         return Prompt(text, embeds[0])
 
     def idle(self, model: Any) -> list[str]:

@@ -55,10 +55,10 @@ class QwenImageEdit(QwenImage):
         root = self.parts_of(source, (*self.text_parts, "processor"))
         return super().text_files(str(root)) + list((root / "processor").glob("*"))
 
-    def encode_prompt(self, pipeline: Any, text: str, references: Sequence[Tensor] = ()) -> Prompt:
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device, references: Sequence[Tensor] = ()) -> Prompt:
         """references: images (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""
         seen = [at_condition_size(pipeline, image) for image in references]
-        embeds, _ = pipeline.encode_prompt(text, image=seen or None, device=pipeline.device)
+        embeds, _ = pipeline.encode_prompt(text, image=seen or None, device=device)
         return Prompt(text, embeds[0])
 
 

@@ -72,12 +72,12 @@ class Sana(DiffusersBackbone):
         tokens = lambda text: len(pipeline.tokenizer(text, verbose=False).input_ids)
         return {"the text encoder": tokens(before + text) - (tokens(before) - 2 if before else 0)}
 
-    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
         """With the instruction that the pipeline puts before a prompt; the unconditional one goes without, as there."""
         embeds, mask, _, _ = pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
-            device=pipeline.device,
+            device=device,
             complex_human_instruction=instruction(pipeline) if text else None,
         )
         return Prompt(text, embeds[0][mask[0].bool()])

@@ -94,10 +94,8 @@ class SD3(DiffusersBackbone):
         of = lambda *tokenizers: max(len(tokenizer(text, verbose=False).input_ids) for tokenizer in tokenizers)
         return {"CLIP": of(pipeline.tokenizer, pipeline.tokenizer_2), "T5": of(pipeline.tokenizer_3)}
 
-    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
-        embeds, _, pooled, _ = pipeline.encode_prompt(
-            text, None, None, device=pipeline.device, do_classifier_free_guidance=False
-        )
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
+        embeds, _, pooled, _ = pipeline.encode_prompt(text, None, None, device=device, do_classifier_free_guidance=False)
         return Prompt(text, embeds[0], pooled[0])
 
     def collate(self, prompts: list[Prompt]) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,8 @@ class ZImage(DiffusersBackbone):
             "the text encoder": len(pipeline.tokenizer(pipeline.tokenizer.apply_chat_template(message, **options)).input_ids)
         }
 
-    def encode_prompt(self, pipeline: Any, text: str) -> Prompt:
-        (embeds,), _ = pipeline.encode_prompt([text], device=pipeline.device, do_classifier_free_guidance=False)
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
+        (embeds,), _ = pipeline.encode_prompt([text], device=device, do_classifier_free_guidance=False)
         return Prompt(text, embeds)
 
 

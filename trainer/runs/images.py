@@ -1,6 +1,5 @@
 """Runs of image models: encodings in a cache, each encoder in memory only while it encodes, and grids of samples."""
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from twinflow.weights import write_atomically
 
 from .. import TrainerError, data
 from ..backbones import Backbone
+from ..backbones.images import tile
 from ..config import Settings
 from ..data import Cache, CachedData, DataRequest, Encoder
 from ..data.buckets import Buckets
@@ -23,10 +23,10 @@ from ..data.image_files import Broken, pixels
 from ..data.image_files import size as size_of
 from ..training.log import Log
 from ..weights.inference import generate, noise
+from . import encoders
 
 SHOWN = 4  # prompts of a sample grid, where the user names none
 WIDEST = 512  # pixels of an image in a sample grid
-END = 2**20  # bytes at either end of a file that tell it from others
 
 
 @dataclass
@@ -54,6 +54,7 @@ class ImageRun:
                 "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt "
                 "(or --dataset FILE)"
             )
+        encoders.check(settings, accelerator.device)
         held: list[nn.Module] = []  # the transformer, once it is loaded: images that are not read still have a shape
 
         def rows(purpose: str, source: str, **changes: Any) -> CachedData:
@@ -93,22 +94,20 @@ class ImageRun:
     def cache(self, settings: Settings, device: torch.device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
         own, known = settings.data, self.backbone
-        source, dtype, parts = own.encoders or own.source, settings.torch_dtype, (*known.text_parts, "vae")
+        parts = (*known.text_parts, "vae")
         root = Path(own.encoders)  # "." where none is given
         if own.encoders and root.is_dir() and not any((root / part).is_dir() for part in parts):
             raise TrainerError(f"--encoders {root}: is a folder with none of {', '.join(parts)}; expected these in it")
-        text, image = (
-            f"{known.core.name} {identity(files)}" for files in (known.text_files(source), known.image_files(source))
-        )
+        text, image = encoders.identities(known, settings)
         return Cache(
             own.cache or settings.run.out / "cache" / known.core.name,
             Encoder(
                 text,
-                lambda: known.text_encoder(source, dtype=dtype, device=device).encode_text,
-                lambda: known.token_counter(source),
+                lambda: encoders.text_encoder(known, settings, device),
+                lambda: known.token_counter(encoders.source_of(settings)),
             ),
-            Encoder(image, lambda: known.image_codec(source, device=device).encode_image),
-            dtype,
+            Encoder(image, lambda: encoders.image_codec(known, settings, device)),
+            settings.torch_dtype,
         )
 
     def preview(self, network: Velocity, prepared: PreparedImages, device: torch.device) -> dict[str, list[Tensor]]:
@@ -125,8 +124,7 @@ class ImageRun:
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
         codec = self.backbone.image_codec(settings.data.encoders or settings.data.source, device=device)
-        if hasattr(codec.vae, "enable_tiling"):
-            codec.vae.enable_tiling()  # the transformer leaves little room
+        tile(codec.vae)  # the transformer leaves little room
         return [codec.decode(x).cpu() for x in latents]
 
     def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
@@ -148,32 +146,21 @@ class ImageRun:
         if bool(references) != known.edits:
             expected = "one or more images, since it edits" if known.edits else "none, since it does not edit"
             raise TrainerError(f"--reference: {len(references)} given to {known.name}; expected {expected}")
-        source, buckets = own.encoders or own.source, Buckets(own.resolution, known.pixels, own.aspect)
+        buckets = Buckets(own.resolution, known.pixels, own.aspect)
         try:
             files = [path.read_bytes() for path in references]
             seen = [pixels(file, buckets.nearest(*size_of(file))) for file in files]
         except (OSError, Broken) as error:
             raise TrainerError(f"--reference: an image cannot be read ({error})") from None
-        encoder = known.text_encoder(source, dtype=settings.torch_dtype, device=device)
-        prompts = encoder.encode_text(texts, [seen] * len(texts)) if seen else encoder.encode_text(texts)
-        del encoder
+        encode = encoders.text_encoder(known, settings, device)
+        prompts = encode(texts, [seen] * len(texts)) if seen else encode(texts)
+        del encode
         data.free()
         latents: tuple[Tensor, ...] = ()
         if seen:
-            codec = known.image_codec(source, device=device)
-            latents = tuple(codec.encode_image(x[None]).cpu() for x in seen)
+            encode = encoders.image_codec(known, settings, device)
+            latents = tuple(encode(x[None]).cpu() for x in seen)
         return {prompt.text: (*known.collate([prompt]), *latents) for prompt in prompts}
-
-
-def identity(files: list[Path]) -> str:
-    """A hash that tells these weights and settings from others, wherever they lie."""
-    digest = hashlib.sha256()
-    for path in sorted((path for path in files if path.is_file()), key=lambda path: path.parts[-2:]):
-        with open(path, "rb") as file:
-            start, size = file.read(END), path.stat().st_size
-            file.seek(max(0, size - END))
-            digest.update(repr((path.name, size)).encode() + start + file.read())
-    return digest.hexdigest()[:16]
 
 
 def small(images: Tensor) -> Tensor:

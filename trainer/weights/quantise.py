@@ -22,13 +22,14 @@ from .block_swap import blocks_of
 PACKAGE = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 
 
-def check_quantisation(kind: str) -> None:
+def check_quantisation(kind: str, option: str = "--quantize") -> None:
     """Raises TrainerError where this machine cannot quantise so."""
-    package = PACKAGE.get(kind)
+    package, other = PACKAGE.get(kind), {"--quantize": "none, int8, fp8 or fp8-cast"}.get(option, "bf16, fp32 or int8")
     if package and not find_spec(package):
-        raise TrainerError(f"--quantize {kind}: {package} is not installed; pip install {package}, or --quantize fp8-cast")
+        without = f"{option} fp8-cast" if option == "--quantize" else f"{option} bf16"
+        raise TrainerError(f"{option} {kind}: {package} is not installed; pip install {package}, or {without}")
     if kind == "nf4" and not torch.cuda.is_available():
-        raise TrainerError("--quantize nf4: needs an NVIDIA GPU, and there is none; expected none, int8, fp8 or fp8-cast here")
+        raise TrainerError(f"{option} nf4: needs an NVIDIA GPU, and there is none; expected {other} here")
 
 
 def quantise(model: nn.Module, kind: str) -> None:
@@ -45,6 +46,7 @@ def quantise(model: nn.Module, kind: str) -> None:
 def layers(model: nn.Module, kind: str = "") -> dict[str, nn.Linear]:
     """What is quantised, by full name.  fp8-cast leaves out what the class itself names, such as norms."""
     skipped = (getattr(model, "_skip_layerwise_casting_patterns", None) or ()) if kind == "fp8-cast" else ()
+    skipped = [*skipped, *(rf"\.{name}$" for name in getattr(model, "_keep_in_fp32_modules", None) or ())]  # T5's
     return {
         f"{block}.{name}": module
         for block, parent in blocks_of(model).items()
