@@ -3,8 +3,11 @@
 import json
 import os
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from trainer import TrainerError
 from trainer.data import rows as training_rows
 from trainer.data.report import Report
 
@@ -163,3 +166,55 @@ def test_edits_take_metadata_or_namesakes(tmp_path):
     (tmp_path / "metadata.csv").write_text("image,prompt,edit_image\na.png,redden,b.png\n")
     ((row,), _) = read(tmp_path, edit=True)
     assert (row.target.path.name, row.references[0].path.name) == ("a.png", "b.png")
+
+
+def test_of_several_tables_in_a_folder_one_is_read(tmp_path):
+    for below in ("", "sub"):
+        for name in "ab":
+            draw(tmp_path / below / f"{name}.png", 8, 8)
+        (tmp_path / below / "metadata.csv").write_text("file_name,text\na.png,csv\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "jsonl"}\n{"file_name": "b.png", "text": "b"}\n')
+    rows, report = read(tmp_path)
+    assert [row.captions for row in rows] == [("jsonl",), ("b",), ("csv",)]  # each folder has one of its own
+    assert report.noted["second table of the same images, not read"] == [str(tmp_path / "metadata.csv")]
+    assert report.noted["no caption file"] == [str(tmp_path / "sub" / "b.png")]
+
+
+@pytest.mark.parametrize("test", ["test", "validation", "val", "Dev", "eval"])
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("below", ["", "data"])
+def test_a_test_split_beside_a_training_split_is_not_trained_on(tmp_path, train, test, below):
+    for split in (train, test):
+        captioned(tmp_path / below / split / "cats" / "a.png", split)
+        captioned(tmp_path / below / split / "b.png", split)
+    rows, report = read(tmp_path)
+    assert [row.captions for row in rows] == [(train,)] * 2
+    assert report.noted == {"test or validation split, not trained on": [f"{tmp_path / below / test} (4 files)"]}
+    assert len(read(tmp_path / below / test)[0]) == 2  # where it is asked for
+
+
+def test_a_folder_named_test_without_a_training_split_is_used_and_named(tmp_path):
+    captioned(tmp_path / "test" / "a.png")
+    captioned(tmp_path / "more" / "testament.png")
+    rows, report = read(tmp_path)
+    assert len(rows) == 2 and len(report.noted["test or validation split, trained on: no train split lies beside it"]) == 1
+
+
+@pytest.mark.parametrize("name", ["test-00000-of-00001", "validation-00000-of-00001", "test"])
+def test_parquet_files_of_a_test_split(tmp_path, name):
+    for own in ("train-00000-of-00002", "train-00001-of-00002", name):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table({"image": [b"x"], "text": [own]}), tmp_path / "data" / f"{own}.parquet")
+    rows, report = read(tmp_path)
+    assert [row.captions for row in rows] == [("train-00000-of-00002",), ("train-00001-of-00002",)]
+    assert report.noted == {"test or validation split, not trained on": [str(tmp_path / "data" / f"{name}.parquet")]}
+    assert len(read(tmp_path / "data" / f"{name}.parquet")[0]) == 1
+
+
+@pytest.mark.parametrize("kind", [".tar", ".zip", ".arrow", ".7z"])
+def test_archives_are_named(tmp_path, kind):
+    captioned(tmp_path / "a.png")
+    (tmp_path / f"00000{kind}").write_bytes(b"x")
+    assert list(read(tmp_path)[1].noted) == ["table or archive in the folder, not read"]
+    with pytest.raises(TrainerError, match="of no known kind; expected .*; unpack an archive first"):
+        read(tmp_path / f"00000{kind}")

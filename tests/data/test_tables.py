@@ -161,3 +161,41 @@ def test_cell_of_another_kind_is_named(tmp_path):
     (row,), _ = read(tmp_path / "rows.parquet")
     with pytest.raises(OSError, match="no bytes in column 'image'"):
         row.target.read()
+
+
+@pytest.mark.parametrize("column", ["source", "sources", "control_images", "reference_images", "edit_image"])
+@pytest.mark.parametrize("kind", ["bytes", "hub", "hub path", "path"])
+@pytest.mark.parametrize("group", [1, 100])
+def test_lists_of_images_in_parquet(tmp_path, column, kind, group):
+    def cell(content):
+        (tmp_path / f"{content}.png").write_bytes(content.encode())
+        path = f"{content}.png"
+        return {
+            "bytes": content.encode(),
+            "hub": {"bytes": content.encode(), "path": path},
+            "hub path": {"bytes": None, "path": path},
+            "path": path,
+        }[kind]
+
+    columns = {"image": [b"t"] * 4, column: [[cell("a"), cell("b")], [cell("c")], None, []], "prompt": list("wxyz")}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet", row_group_size=group)
+    with pytest.raises(TrainerError, match="rows.parquet:2 has 0 source images; expected a source image for every row"):
+        read(tmp_path / "rows.parquet", edit=True)
+    columns = {name: values[:2] for name, values in columns.items()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "pairs.parquet", row_group_size=group)
+    rows, _ = read(tmp_path / "pairs.parquet", edit=True)
+    assert [[image.read() for image in row.references] for row in rows] == [[b"a", b"b"], [b"c"]]
+    assert len({image for row in rows for image in row.references}) == 3
+
+
+def test_a_list_of_one_target(tmp_path):
+    parquet.write_table(pyarrow.table({"image": [[b"a"], [b"a", b"b"], []], "text": ["x"] * 3}), tmp_path / "rows.parquet")
+    (row,), report = read(tmp_path / "rows.parquet")
+    assert row.target.read() == b"a" and list(report.skipped) == ["several target images", "no image named"]
+
+
+@pytest.mark.parametrize("path", ["\0.png", "absent.png"])
+def test_a_path_in_a_cell_that_leads_nowhere(tmp_path, path):
+    parquet.write_table(pyarrow.table({"image": [{"bytes": None, "path": path}], "text": ["a"]}), tmp_path / "rows.parquet")
+    with pytest.raises(OSError):
+        read(tmp_path / "rows.parquet")[0][0].target.read()

@@ -24,7 +24,7 @@ class Digests:
     def __call__(self, image: ImageFile) -> tuple[str, tuple[int, int]]:
         """Digest of the bytes, and (height, width).  Raises OSError and images.Broken."""
         stat = image.path.stat()
-        name = f"{image.path.resolve()}:{image.column}:{image.row}"
+        name = f"{image.path.resolve()}:{image.column}:{image.row}" + ("" if image.item is None else f":{image.item}")
         stamp = [stat.st_size, stat.st_mtime_ns]
         if self.seen.get(name, {}).get("stamp") != stamp:
             data = image.read()

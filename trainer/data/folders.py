@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ METADATA = tuple(f"metadata{kind}" for kind in tables.KINDS)
 ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".7z", ".rar", ".arrow")  # and other files that may hold images, never read
 UNREAD = (*tables.KINDS, *ARCHIVES)  # where they are not metadata, and no parquet
 REPEATED = re.compile(r"([1-9]\d{0,2})_.+")  # kohya's name of a folder; four digits are rather a year
+TRAIN = re.compile(r"(train|training)([-_.]\d.*)?")  # names of the hub's splits, of files and of folders
+TEST = re.compile(r"(test|testing|eval|evaluation|validation|valid|val|dev)([-_.]\d.*)?")
 RUN = ("metrics.csv", "metrics.json", "samples", "base.safetensors")  # one of which a run has beside config.json
 
 
@@ -25,8 +28,11 @@ def read(folder: Path, report: Report, *, edit: bool, lines: bool) -> Iterator[R
 
     For edits the images lie under target/, with namesakes under source/, source_2/, ...  lines: a caption a line.
     """
-    files = listed(folder, report)
+    files = without_tests(listed(folder, report), folder, report)
     read_tables = [p for p in files if p.suffix.lower() == ".parquet" or p.name.lower() in METADATA]
+    for second in second_tables(read_tables):
+        report.note("second table of the same images, not read", str(second))
+        read_tables.remove(second)
     named = set()
     for table in read_tables:
         for row in tables.read(table, report):
@@ -37,7 +43,7 @@ def read(folder: Path, report: Report, *, edit: bool, lines: bool) -> Iterator[R
     for path in files:
         kind = path.suffix.lower()
         sidecar = kind == ".json" and path.with_suffix("") in stems
-        if kind in UNREAD and path not in read_tables and not sidecar:
+        if kind in UNREAD and path not in read_tables and not sidecar and path.name.lower() not in METADATA:
             report.note("table or archive in the folder, not read", str(path))
         elif kind in CAPTIONS and not edit and path.with_suffix("") not in stems:
             report.note("caption file without an image", str(path))
@@ -61,6 +67,32 @@ def _pairs(target: Path, sources: list[Path], images: list[Path], files: list[Pa
             yield row._replace(references=found)
         else:
             report.skip("no source image of this name", row.name)
+
+
+def second_tables(found: list[Path]) -> list[Path]:
+    """Of several metadata files in one folder, all but the first by METADATA."""
+    ranked = sorted((p for p in found if p.name.lower() in METADATA), key=lambda p: METADATA.index(p.name.lower()))
+    first: dict[Path, Path] = {}
+    return [p for p in ranked if first.setdefault(p.parent, p) != p]
+
+
+def without_tests(files: list[Path], root: Path, report: Report) -> list[Path]:
+    """Without the test and validation splits that lie beside a training split, as the hub has them.
+
+    Each is noted; so is one that has no training split beside it, and is used.
+    """
+    parts = {path: (path, *path.parents[: len(path.relative_to(root).parts) - 1]) for path in files}
+    trained = {part.parent for path in files for part in parts[path] if TRAIN.fullmatch(split_name(part, path))}
+    tests = {path: [part for part in parts[path] if TEST.fullmatch(split_name(part, path))] for path in files}
+    for part, own in Counter(part for path in files for part in tests[path]).items():
+        what = "not trained on" if part.parent in trained else "trained on: no train split lies beside it"
+        report.note(f"test or validation split, {what}", str(part) if part in parts else f"{part} ({own} files)")
+    return [path for path in files if not any(part.parent in trained for part in tests[path])]
+
+
+def split_name(part: Path, file: Path) -> str:
+    """The name by which a folder, or a parquet file, may be a split's; of other files none."""
+    return part.name.lower() if part != file else part.stem.lower() if part.suffix.lower() == ".parquet" else ""
 
 
 def known(path: Path) -> bool:

@@ -48,14 +48,37 @@ def column(path: Path, name: str) -> list:
         raise damaged(path, error) from None
 
 
-def cell(path: Path, name: str, row: int):
-    """The value of one cell; cheap for rows that are asked for in their order.  Raises OSError."""
+def is_list(path: Path, name: str) -> bool:
+    from pyarrow import types
+
+    kind = _open(path)[0].schema_arrow.field(name).type
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def lengths(path: Path, name: str) -> list[int]:
+    """How many items each cell of a column of lists holds; a row group is in memory at a time.  Raises TrainerError."""
+    import pyarrow
+    from pyarrow import compute
+
+    file, found = _open(path)[0], []
+    try:
+        for group in range(file.num_row_groups):
+            counts = compute.list_value_length(file.read_row_group(group, columns=[name]).column(name))  # pyright: ignore[reportAttributeAccessIssue]
+            found += [count or 0 for count in counts.to_pylist()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
+    return found
+
+
+def cell(path: Path, name: str, row: int, item: int | None = None):
+    """The value of one cell, or of an item in it; cheap for rows that are asked for in their order.  Raises OSError."""
     import pyarrow
 
     starts = _open(path)[1]
     group = bisect_right(starts, row) - 1
     try:
-        return _group(path, name, group)[row - starts[group]].as_py()
+        found = _group(path, name, group)[row - starts[group]]
+        return found.as_py() if item is None else found[item].as_py()
     except pyarrow.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
 

@@ -33,7 +33,9 @@ TARGET = (
     "png",
     "webp",
 )
-REFERENCE = ("source", "sources", "control_path", "edit_image", "source_image", "control_image", "input_image")  # and _0, _1
+REFERENCE = (  # and with s, _0, _1
+    "source", "control_path", "edit_image", "source_image", "control_image", "input_image", "reference_image",
+)  # fmt: skip
 
 
 class Unusable(ValueError):
@@ -126,7 +128,7 @@ def _row(name: str, values: Mapping[str, Any], folder: Path) -> Row:
 def references(columns: Mapping[str, Any] | list[str]) -> list[str]:
     """The columns of source images, in order: of the first name found, plain and then by number."""
     for name in REFERENCE:
-        numbered = {match: key for key in columns if (match := re.fullmatch(rf"{name}(?:_?(\d+))?(?:_bytes)?", key))}
+        numbered = {match: key for key in columns if (match := re.fullmatch(rf"{name}s?(?:_?(\d+))?(?:_bytes)?", key))}
         if found := [key for _, key in sorted((int(match[1] or -1), key) for match, key in numbered.items())]:
             return found
     return []
@@ -137,8 +139,8 @@ def _list(value: Any, *, text: bool = False) -> list[Any]:
     if not text and isinstance(value, str) and value.startswith("["):
         value = _loads(value) or value
     values = value if isinstance(value, list) else [value] if value else []
-    if text:
-        "".join(values).encode()  # refuses what is not text, and halves of characters
+    if text and "\0" in "".join(values).encode().decode():  # refuses what is not text, and halves of characters
+        raise ValueError
     return values
 
 
@@ -168,25 +170,32 @@ def _parquet(path: Path, report: Report) -> Iterator[Row]:
     text = names[next(name for name in CAPTION if name in names)]
     target = next((names[name] for own in TARGET for name in (f"{own}_bytes", own) if name in names), None)
     sources = [names[name] for name in references(list(names))]
-    paths = {column: parquet.column(path, column) for column in (target, *sources) if column and parquet.is_text(path, column)}
+    columns = [column for column in (target, *sources) if column]
+    paths = {column: parquet.column(path, column) for column in columns if parquet.is_text(path, column)}
+    counts = {column: parquet.lengths(path, column) for column in columns if parquet.is_list(path, column)}
     repeats = parquet.column(path, names["repeats"]) if "repeats" in names else None
 
-    def image(column: str, number: int) -> ImageFile | None:
+    def images(column: str, number: int) -> list[ImageFile]:
+        if column in counts:
+            return [ImageFile(path, column, number, item) for item in range(counts[column][number])]
         if column not in paths:
-            return ImageFile(path, column, number)
-        return _file(path.parent, paths[column][number]) if paths[column][number] else None
+            return [ImageFile(path, column, number)]
+        return [_file(path.parent, paths[column][number])] if paths[column][number] else []
 
     for number, value in enumerate(parquet.column(path, text)):
         name = f"{path}:{number}"
         try:
+            targets = images(target, number) if target else []
+            if len(targets) > 1:
+                raise Unusable("several target images")
             yield Row(
                 name,
-                tuple(c for c in (value if isinstance(value, list) else [value]) if isinstance(c, str)),
-                image(target, number) if target else None,
-                tuple(found for column in sources if (found := image(column, number))),
+                tuple(_list([c for c in (value if isinstance(value, list) else [value]) if isinstance(c, str)], text=True)),
+                targets[0] if targets else None,
+                tuple(found for column in sources for found in images(column, number)),
                 _repeats(repeats[number]) if repeats else 1,
             )
         except Unusable as why:
             report.skip(str(why), name)
-        except TypeError:
+        except (TypeError, ValueError):
             report.skip("not a row of image and text", name)
