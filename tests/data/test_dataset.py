@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 
 from trainer import TrainerError
 
@@ -152,3 +153,20 @@ def test_heavily_cut_images_are_noted(prepared, tmp_path, height, width, noted):
     draw(tmp_path / "a" / "a.png", height, width).with_suffix(".txt").write_text("a")
     _, report = prepared(tmp_path / "a")
     assert report.used == 1 and ("image of which more than 50% is cut off" in report.noted) == noted
+
+
+def test_images_of_one_content_are_named(prepared, folder):
+    (folder / "copy.png").write_bytes((folder / "1.png").read_bytes())
+    (folder / "copy.txt").write_text("the same")
+    _, report = prepared(f"{folder}*2,{folder}")  # a folder that is asked for twice has no copies
+    assert report.noted["image with the same content as another"] == [f"{folder / 'copy.png'} (as {folder / '1.png'})"] * 2
+
+
+def test_remarks_on_images_are_repeated_in_each_run(prepared, tmp_path):
+    path = draw(tmp_path / "a" / "a.png", 40, 40).with_suffix(".gif")
+    one, other = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (40, 40))
+    one.save(path, save_all=True, append_images=[other])
+    path.with_suffix(".txt").write_text("a")
+    for _ in range(2):
+        _, report = prepared(tmp_path / "a")
+        assert report.noted["image of several frames or pages, of which the first is used"] == [str(path)]

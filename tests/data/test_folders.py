@@ -218,3 +218,66 @@ def test_archives_are_named(tmp_path, kind):
     assert list(read(tmp_path)[1].noted) == ["table or archive in the folder, not read"]
     with pytest.raises(TrainerError, match="of no known kind; expected .*; unpack an archive first"):
         read(tmp_path / f"00000{kind}")
+
+
+def test_images_that_share_a_caption_are_named(tmp_path):
+    captioned(tmp_path / "a.png")
+    draw(tmp_path / "a.jpg", 8, 8)
+    captioned(tmp_path / "b.png")
+    rows, report = read(tmp_path)
+    assert len(rows) == 3
+    shared = [str(tmp_path / name) for name in ("a.jpg", "a.png")]
+    assert report.noted == {"image that shares its caption file with another": shared}
+
+
+def test_files_of_other_kinds_are_named(tmp_path):
+    captioned(tmp_path / "a.png")
+    for name in ("no_suffix", "film.mp4", "a.npz", "Thumbs.db", ".DS_Store", "desktop.ini", "a.json"):
+        (tmp_path / name).write_bytes(b"x")
+    names = [str(tmp_path / name) for name in ("a.npz", "film.mp4", "no_suffix")]
+    assert read(tmp_path)[1].noted == {"file of another kind, not read": names}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_what_would_never_end_is_not_opened(tmp_path):
+    captioned(tmp_path / "a.png")
+    for name in ("b.png", "b.txt", "rows.parquet"):
+        os.mkfifo(tmp_path / name)
+    rows, report = read(tmp_path)
+    assert len(rows) == 1 and len(report.noted["neither a file nor a folder"]) == 3
+
+
+@pytest.mark.parametrize("text", [b"a\0cat", "a cat".encode("utf-16"), "a cat".encode("utf-16-le"), "é".encode("latin-1")])
+def test_captions_that_are_no_text_are_named(tmp_path, text):
+    captioned(tmp_path / "a.png").with_suffix(".txt").write_bytes(text)
+    rows, report = read(tmp_path)
+    assert rows == [] and report.skipped == {"caption is not UTF-8": [str(tmp_path / "a.png")]}
+
+
+NAMES = [
+    "a\nb",
+    "a\x1b[31mb",
+    "\u202ecod",
+    "שלום",
+    "猫 фото é",
+    "tab\t",
+    "ends ",
+    "dots.",
+    "'q\"",
+    "-dash",
+    "%d{}",
+    "a" * 200,
+    "\udcff",
+]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_read_and_said(tmp_path, name):
+    path = captioned(tmp_path / f"{name}.png")
+    rows, report = read(tmp_path)
+    assert [row.target.path for row in rows] == [path]
+    report.skip("broken image", rows[0].name)
+    assert str(report).isprintable()
+    report.write(tmp_path / "rows.json")
+    assert json.loads((tmp_path / "rows.json").read_text("utf-8"))["skipped"] == {"broken image": [rows[0].name]}

@@ -1,14 +1,15 @@
 """Pixels: upright, opaque, centred; damage is named."""
 
 import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
-from trainer.data.image_files import Broken, pixels, size
+from trainer.data.image_files import Broken, pixels, remarks, size
 
 
 def encoded(image, kind="PNG", **options):
@@ -131,3 +132,61 @@ def test_colours_of_16_bits_keep_their_range():
     data = np.tile(np.array([0, 32768, 65535], "<u2"), (8, 8, 1)).tobytes()
     x = pixels(head + data, (8, 8))
     assert (x.mean((1, 2)) - torch.tensor([-1.0, 0.0, 1.0])).abs().max() < 0.02
+
+
+def png_header(width, height):
+    data = bytearray(encoded(Image.new("L", (8, 8))))
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+def test_large_images_are_read_and_bombs_are_not(recwarn):
+    data = encoded(Image.new("1", (16400, 12300), 1))  # 200 million pixels, as phones take
+    assert size(data) == (12300, 16400) and (pixels(data, (8, 8)) == 1).all() and not recwarn
+    for wide, high in ((2**31 - 1, 2**31 - 1), (2**15, 2**15)):
+        for call in (size, remarks, lambda data: pixels(data, (8, 8))):
+            with pytest.raises(Broken, match=f"{wide} x {high} pixels, more than 536 million"):
+                call(png_header(wide, high))
+
+
+@pytest.mark.parametrize(
+    "kind, mode, several",
+    [("GIF", "P", True), ("PNG", "RGB", True), ("WEBP", "RGB", True), ("TIFF", "RGB", True), ("MPO", "RGB", False)],
+)
+def test_of_several_frames_the_first_is_used_and_that_is_said(kind, mode, several):
+    one, other = (Image.new("RGB", (8, 8), colour).convert(mode) for colour in ("white", "black"))
+    data = encoded(one, kind, save_all=True, append_images=[other])
+    assert (pixels(data, (8, 8)) > 0.99).all()
+    assert bool(remarks(data)) == several and not remarks(encoded(one, "PNG"))
+
+
+def test_colour_profiles_are_named_where_they_are_not_srgb():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    named = [bool(remarks(encoded(halves(8, 8), icc_profile=profile))) for profile in (srgb, other, b"none")]
+    assert named == [False, True, False]
+
+
+def test_colours_in_other_spaces_and_bits():
+    ramp = np.zeros((16, 64, 3), np.uint8)
+    ramp[..., 0], ramp[..., 2] = np.arange(64) * 4, 200
+    image = Image.fromarray(ramp)
+    expected = pixels(encoded(image), (16, 64))
+    for mode, kind in (("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("RGBA", "TGA"), ("RGBA", "WEBP")):
+        options = dict(quality=98) if kind == "JPEG" else dict(lossless=True) if kind == "WEBP" else {}
+        assert (pixels(encoded(image.convert(mode), kind, **options), (16, 64)) - expected).abs().mean() < 0.03, (mode, kind)
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in ramp)
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 16, 16, 2, 0, 0, 0))
+    deep = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert (pixels(deep, (16, 64)) - expected).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9])
+def test_cut_files_are_broken_and_nothing_is_printed(kind, share, recwarn):
+    data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
+    with pytest.raises(Broken):
+        pixels(data[: int(len(data) * share)], (8, 8))
+    assert not recwarn

@@ -199,6 +199,7 @@ def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Re
     digests, samples = Digests(folder / "digests.json"), []
     sizes = {r: Buckets(r, request.multiple, request.aspect) for row in found for r in row.source.resolutions}
     free = {r: buckets.parse(request.aspects) for r, buckets in sizes.items()}
+    first: dict[str, rows.Row] = {}  # by the content of its target
     for row in tqdm(found, desc="looking at rows", unit="", disable=process != 0, delay=1):
         try:
             wanted = [*([] if request.image_free else [row.target]), *(row.references if request.edit else ())]
@@ -209,10 +210,15 @@ def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Re
         except OSError as error:
             report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
             continue
+        for image, digest, _ in seen:
+            for remark in digests.remarks(image):
+                report.note(remark, row.name)
+            if image == row.target and (other := first.setdefault(digest, row)).target != image:
+                report.note("image with the same content as another", f"{row.name} (as {other.name})")
         for resolution in row.source.resolutions:
             every = [Shot(image, digest, sizes[resolution].nearest(*size)) for image, digest, size in seen]
             for shot, (_, _, size) in zip(every, seen):
-                remark(row, size, shot.size, request.upscale_limit, report)
+                note_fit(row, size, shot.size, request.upscale_limit, report)
             target, references = (None if request.image_free else every[0]), tuple(every[0 if request.image_free else 1 :])
             captions = tuple(Caption(text, references) for text in row.captions)
             cut = target.size if target else free[resolution][seed_of(row.captions) % len(free[resolution])]
@@ -223,7 +229,7 @@ def survey(found: list[rows.Row], request: DataRequest, folder: Path, report: Re
     return samples
 
 
-def remark(row: rows.Row, size: tuple[int, int], cut: tuple[int, int], limit: float, report: Report) -> None:
+def note_fit(row: rows.Row, size: tuple[int, int], cut: tuple[int, int], limit: float, report: Report) -> None:
     """Note an image that is much enlarged, or much of which is cut off."""
     scale, kept = fit(size, cut)
     at = f", at {cut[1]}x{cut[0]}" if len(row.source.resolutions) > 1 else ""

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from twinflow.weights import write_json
 
-from .image_files import size
+from .image_files import remarks, size
 from .row import ImageFile
 
 
@@ -22,15 +23,23 @@ class Digests:
         self.seen = {name: own for name, own in seen.items() if usable(own)} if isinstance(seen, dict) else {}
 
     def __call__(self, image: ImageFile) -> tuple[str, tuple[int, int]]:
-        """Digest of the bytes, and (height, width).  Raises OSError and images.Broken."""
+        """Digest of the bytes, and (height, width).  Raises OSError and image_files.Broken."""
+        own = self._entry(image)
+        return own["digest"], tuple(own["size"])
+
+    def remarks(self, image: ImageFile) -> list[str]:
+        """Raises OSError and image_files.Broken."""
+        return self._entry(image)["remarks"]
+
+    def _entry(self, image: ImageFile) -> dict[str, Any]:
         stat = image.path.stat()
         name = f"{image.path.resolve()}:{image.column}:{image.row}" + ("" if image.item is None else f":{image.item}")
         stamp = [stat.st_size, stat.st_mtime_ns]
         if self.seen.get(name, {}).get("stamp") != stamp:
             data = image.read()
-            self.seen[name] = dict(stamp=stamp, digest=hashlib.sha256(data).hexdigest(), size=size(data))
+            self.seen[name] = dict(stamp=stamp, digest=hashlib.sha256(data).hexdigest(), size=size(data), remarks=remarks(data))
             self.fresh = True
-        return self.seen[name]["digest"], tuple(self.seen[name]["size"])
+        return self.seen[name]
 
     def save(self) -> None:
         if self.fresh:
@@ -45,4 +54,5 @@ def usable(entry: object) -> bool:
         and isinstance(own := entry.get("size"), list)
         and len(own) == 2
         and all(isinstance(side, int) and side > 0 for side in own)
+        and isinstance(entry.get("remarks"), list)
     )

@@ -14,6 +14,7 @@ from .row import ImageFile, Row
 
 CAPTIONS = (".txt", ".caption")
 NOT_DATA = {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+JUNK = {"thumbs.db", "desktop.ini", "readme.md", "license"}
 METADATA = tuple(f"metadata{kind}" for kind in tables.KINDS)
 ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".7z", ".rar", ".arrow")  # and other files that may hold images, never read
 UNREAD = (*tables.KINDS, *ARCHIVES)  # where they are not metadata, and no parquet
@@ -40,6 +41,7 @@ def read(folder: Path, report: Report, *, edit: bool, lines: bool) -> Iterator[R
             yield row
     images = [p for p in files if p.suffix.lower() in SUFFIXES and os.path.abspath(p) not in named]
     stems = {p.with_suffix("") for p in files if p.suffix.lower() in SUFFIXES}
+    known_kinds = {*SUFFIXES, *CAPTIONS, *UNREAD}
     for path in files:
         kind = path.suffix.lower()
         sidecar = kind == ".json" and path.with_suffix("") in stems
@@ -47,6 +49,8 @@ def read(folder: Path, report: Report, *, edit: bool, lines: bool) -> Iterator[R
             report.note("table or archive in the folder, not read", str(path))
         elif kind in CAPTIONS and not edit and path.with_suffix("") not in stems:
             report.note("caption file without an image", str(path))
+        elif kind not in known_kinds and path.name.lower() not in JUNK:
+            report.note("file of another kind, not read", str(path))
     if edit:
         sources = sorted(p for p in folder.glob("source*") if p.is_dir())
         if (folder / "target").is_dir() and sources:
@@ -101,6 +105,7 @@ def known(path: Path) -> bool:
 
 def _captioned(root: Path, images: list[Path], files: list[Path], report: Report, lines: bool) -> Iterator[Row]:
     beside = {(p.with_suffix(""), p.suffix.lower()): p for p in files}
+    sharing = Counter(p.with_suffix("") for p in images)
     for path in images:
         if not known(path):
             report.skip("image of a kind that cannot be read here", str(path))
@@ -108,6 +113,8 @@ def _captioned(root: Path, images: list[Path], files: list[Path], report: Report
         file = next((beside[key] for kind in CAPTIONS if (key := (path.with_suffix(""), kind)) in beside), None)
         if file is None:
             report.note("no caption file", str(path))
+        elif sharing[path.with_suffix("")] > 1:
+            report.note("image that shares its caption file with another", str(path))
         try:
             text = texts.read(file) if file else ""
         except UnicodeDecodeError:
@@ -154,8 +161,10 @@ def listed(root: Path, report: Report) -> list[Path]:
             continue
         for path in (folder / name for name in names):
             hidden = path.name.startswith(".") or path.name.lower() in NOT_DATA
-            if not os.path.isdir(path):
+            if os.path.isfile(path) or not os.path.exists(path):  # a link that leads nowhere is named when it is opened
                 found += [] if hidden else [path]
+            elif not os.path.isdir(path):
+                report.note("neither a file nor a folder", str(path))
             elif hidden:
                 report.note("hidden folder, never trained on", str(path))
             elif not path.is_symlink():

@@ -1,13 +1,17 @@
 """Images from bytes to pixels: upright, opaque, cut to a bucket's size.  Nothing here is random."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 SUFFIXES = (  # of images, also of such as Pillow cannot read
@@ -16,6 +20,9 @@ SUFFIXES = (  # of images, also of such as Pillow cannot read
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
 )  # fmt: skip
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+STACKED = ("MPO", "PSD")  # kinds whose other pictures are a phone's depth and brightness, or layers that make up the first
+MOST = 2**29  # pixels of an image that is decoded, more than phones take: Pillow's own limit is a sixth of that
+Image.MAX_IMAGE_PIXELS = None  # opened() has it
 
 
 class Broken(Exception):
@@ -33,33 +40,60 @@ def readable() -> frozenset[str]:
     return frozenset(known.intersection(SUFFIXES))
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright image, from its header alone.  Raises Broken."""
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, not yet decoded.  Raises Broken, also for what goes wrong within."""
     try:
-        with Image.open(BytesIO(data)) as image:
-            width, height = image.size
-            return (width, height) if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else (height, width)
-    except MemoryError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of EXIF and the like, which would say no file's name
+            if not data:
+                raise Broken("the file is empty")
+            with Image.open(BytesIO(data)) as image:
+                if image.width * image.height > MOST:
+                    raise Broken(f"{image.width} x {image.height} pixels, more than {MOST // 10**6} million")
+                yield image
+    except (MemoryError, Broken):
         raise
     except Exception as error:  # decoders raise anything for damaged files
         raise Broken(reason(error)) from None
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Height and width of the upright image, from its header alone.  Raises Broken."""
+    with opened(data) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else (height, width)
+
+
+def remarks(data: bytes) -> list[str]:
+    """What is in the file and not in the pixels.  Raises Broken."""
+    found = []
+    with opened(data) as image:
+        if getattr(image, "is_animated", False) and image.format not in STACKED:
+            found.append("image of several frames or pages, of which the first is used")
+        if (profile := image.info.get("icc_profile")) and not is_srgb(profile):
+            found.append("image with a colour profile, whose numbers are taken as sRGB's")
+    return found
+
+
+def is_srgb(profile: bytes) -> bool:
+    """Also of a profile for grey; one that cannot be read says nothing."""
+    try:
+        own: Any = ImageCms.ImageCmsProfile(BytesIO(profile)).profile
+        return "srgb" in (own.profile_description or "").lower() or own.xcolor_space.strip() == "GRAY"
+    except (OSError, ValueError):
+        return True
+
+
 def pixels(data: bytes, size: tuple[int, int]) -> Tensor:
     """The image as (3, H, W) in [-1, 1]: scaled to cover size (H, W), the centre cut out.  Raises Broken."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            image = opaque(ImageOps.exif_transpose(image))
-            scale = max(size[0] / image.height, size[1] / image.width)
-            left, top = (image.width - size[1] / scale) / 2, (image.height - size[0] / scale) / 2
-            box = (max(0, left), max(0, top), min(image.width, image.width - left), min(image.height, image.height - top))
-            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
-            array = np.array(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise Broken(reason(error)) from None
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+    with opened(data) as image:
+        image = opaque(ImageOps.exif_transpose(image))
+        scale = max(size[0] / image.height, size[1] / image.width)
+        left, top = (image.width - size[1] / scale) / 2, (image.height - size[0] / scale) / 2
+        box = (max(0, left), max(0, top), min(image.width, image.width - left), min(image.height, image.height - top))
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def opaque(image: Image.Image) -> Image.Image:

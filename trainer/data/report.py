@@ -35,5 +35,10 @@ def listing(names_by_reason: dict[str, list[str]]) -> str:
     parts = []
     for why, names in names_by_reason.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        parts.append(f"{len(names)} {why} ({', '.join(names[:SHOWN])}{more})")
+        parts.append(f"{len(names)} {why} ({', '.join(map(shown, names[:SHOWN]))}{more})")
     return "; ".join(parts)
+
+
+def shown(name: str) -> str:
+    """On one line, and without what a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -9,8 +9,11 @@ BLANKS = " \t\r\n"
 
 
 def read(path: Path) -> str:
-    """Raises OSError and UnicodeDecodeError."""
-    return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    """Raises OSError and UnicodeDecodeError, also for a zero byte, which text without one never has, and UTF-16 always."""
+    data = path.read_bytes()
+    if (zero := data.find(b"\0")) >= 0:
+        raise UnicodeDecodeError("utf-8", data, zero, zero + 1, "zero byte, as in UTF-16")
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def lines(text: str) -> list[str]:
