@@ -2,8 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import help_pages, registry, saved, stock_lora
+from . import help_pages, registry, saved, stock_lora, template_order
 from .cached_prompt import CachedPrompt
+from .emoji_image import EmojiImage
+from .emoji_prompt import EmojiPrompt
 from .lora_loader import LoraLoader
 from .model_loader import ModelLoader
 from .model_patch import ModelPatch
@@ -11,14 +13,19 @@ from .sampler import Sampler
 from .schedule import Schedule
 from .schedule_plot import SchedulePlot
 from .unified_sampler import UnifiedSampler
+from .velocity_fields import VelocityFields
 
 WEB_DIRECTORY = "web"
-NODES = [ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot]
+NODES = [
+    ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot,
+    EmojiPrompt, EmojiImage, VelocityFields,
+]  # fmt: skip
 
 registry.register()
 saved.remember()
 stock_lora.watch()
 help_pages.add_route()
+template_order.keep()
 
 
 class TwinFlow(ComfyExtension):

@@ -1,4 +1,4 @@
-"""The nodes' help pages with the names of the models that the pack supports in place of {{models}}.
+"""The nodes' help pages, with the models that the pack supports in place of {{models}}, and the words of emoji of {{words}}.
 
 ComfyUI serves the pages (web/docs) as static files.  Routes of packs come before those, so this one answers first.
 """
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .emoji_prompt import words
 from .supported import names_with_notes
 
 PACK = Path(__file__).parents[1]  # its folder's name is in the pages' addresses
@@ -15,7 +16,8 @@ LISTS = {"zh": ("、", "、")}  # commas between the names, and what stands befo
 
 def page(path: Path) -> str:
     """The text of a help page, in the language that its file is named by."""
-    return path.read_text(encoding="utf-8").replace("{{models}}", names_with_notes(*LISTS.get(path.stem, ())))
+    text = path.read_text(encoding="utf-8").replace("{{models}}", names_with_notes(*LISTS.get(path.stem, ())))
+    return text.replace("{{words}}", ", ".join(words().words[1:])) if "{{words}}" in text else text
 
 
 def add_route() -> None:

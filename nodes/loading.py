@@ -14,7 +14,7 @@ from ..twinflow.backbones import Backbone
 from ..twinflow.layouts import last_block
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
-from .model_files import ModelFile, open_file
+from .model_files import ModelFile, is_own_base, open_file
 from .quantised import COMPANIONS, MARK, METADATA
 from .report import Report
 from .saved import attach_provenance
@@ -50,7 +50,7 @@ def one_line():
 
 
 def load_model(path: str, adapter_path: str | None, strength: float, dtype: str, disable_dynamic: bool = False):
-    """(ModelPatcher, Report).  Raises WeightsError; never returns a model without its time conditioning."""
+    """(ModelPatcher, Report).  Raises WeightsError; never returns a TwinFlow model without its time conditioning."""
     base, adapter = open_file(path), open_file(adapter_path) if adapter_path else None
     backbone = checked_backbone(base)
     source = second_embedder_in(base, adapter, backbone)
@@ -74,8 +74,9 @@ def load_model(path: str, adapter_path: str | None, strength: float, dtype: str,
             details += applied.details()
             warnings += applied.warnings(adapter.name)
             parts.append(applied.verdict())
-    patcher = with_time_conditioning(patcher, backbone, [f for f in (adapter, base) if f is not None])
-    parts.insert(2, "two-time" if source is not None else "folded time")
+    time = time_conditioning_in(patcher, backbone, [f for f in (adapter, base) if f is not None])
+    patcher = attach(patcher, time)
+    parts.insert(2, {"two": "two-time", "fold": "folded time", "off": "plain base"}[time.rule])
     patcher.cached_patcher_init = (load_patcher, (path, adapter_path, strength, dtype))
     return patcher, Report(", ".join(parts), details, warnings)
 
@@ -115,10 +116,13 @@ def checked_backbone(file: ModelFile) -> Backbone:
 
 
 def second_embedder_in(base: ModelFile, adapter: ModelFile | None, backbone: Backbone) -> ModelFile | None:
-    """The file whose second embedder is used; None for a model that was trained with the folded time t - r/2."""
+    """The file whose second embedder is used; None for a model that was trained with the folded time t - r/2, and for a base
+    of ours, which is there to compare with.
+    """
     source = adapter if adapter is not None and adapter.second else base
     if not source.second:
-        if adapter is None and base.provenance is not None and base.provenance.time == "fold":
+        folded = base.provenance is not None and base.provenance.time == "fold"
+        if adapter is None and (folded or is_own_base(base)):
             return None
         if adapter is None:
             raise WeightsError(
@@ -283,16 +287,15 @@ def with_lora(patcher, adapter: ModelFile, strength: float, backbone: Backbone):
     return patcher, result
 
 
-def with_time_conditioning(patcher, backbone: Backbone, files: list[ModelFile]):
-    """The patcher with the time conditioning and the sampling that its files name; the first file that names one wins."""
+def time_conditioning_in(patcher, backbone: Backbone, files: list[ModelFile]) -> TimeConditioning:
+    """The time conditioning and the sampling that the patcher's files name; the first file that names one wins."""
     ours = [f.provenance for f in files if f.provenance is not None]
     two = has_second_embedder(patcher.model)
     if two and ours:
         backbone.native_time.of(patcher.model.diffusion_model).signed = ours[0].signed_time
     attach_provenance(patcher, ours[0] if ours else None)
-    return attach(
-        patcher, TimeConditioning("two" if two else "fold", recommended=next((p.sampler for p in ours if p.sampler), ()))
-    )
+    rule = "two" if two else "fold" if ours else "off"
+    return TimeConditioning(rule, recommended=next((p.sampler for p in ours if p.sampler), ()))
 
 
 def described(file: ModelFile) -> list[str]:

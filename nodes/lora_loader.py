@@ -5,7 +5,7 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..twinflow.weights import WeightsError
-from . import lora, model_files
+from . import lora, model_files, shipped
 from .loading import described, one_line
 from .model_files import LORAS, ModelFile
 from .report import Report, shown
@@ -32,7 +32,7 @@ class LoraLoader(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that the LoRA was made for. It is not changed; LoRAs stack."),
                 io.Combo.Input(
                     "lora_name",
-                    options=model_files.names(LORAS),
+                    options=[*model_files.names(LORAS), *shipped.adapters()],
                     tooltip="A LoRA file in models/loras. Adapters with a second embedder belong in the TwinFlow Model Loader.",
                 ),
                 io.Float.Input(
@@ -53,7 +53,7 @@ class LoraLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, lora_name, strength=1.0) -> io.NodeOutput:
-        path = model_files.path_of(lora_name, LORAS)
+        path = shipped.path_of(lora_name) or model_files.path_of(lora_name, LORAS)
         with one_line():
             patcher, report = apply_file(model, model_files.open_file(path), strength)
         return io.NodeOutput(patcher, report.text(), ui=shown(cls, report))

@@ -160,6 +160,11 @@ class ModelFile:
         return f"{len(self.keys)} keys: {some}{', ...' if len(self.keys) > 6 else ''}"
 
 
+def is_own_base(file: ModelFile) -> bool:
+    """Whether it says that it is a plain model which one of our trainings starts from, and so has no time conditioning."""
+    return "twinflow.base_model" in file.metadata and "twinflow.time" not in file.metadata and not file.second
+
+
 def is_gguf(path: str) -> bool:
     return path.lower().endswith(".gguf")
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import model_files
+from . import model_files, shipped
 from .loading import DTYPES, load_model, one_line
 from .model_files import LORAS, MODELS
 from .report import shown
@@ -27,14 +27,15 @@ class ModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=model_files.names(MODELS),
+                    options=[*model_files.names(MODELS), *shipped.models()],
                     tooltip=(
-                        f"A {names()} file in models/diffusion_models, .safetensors or .gguf, with any of the usual prefixes."
+                        f"A {names()} file in models/diffusion_models, .safetensors or .gguf, with any of the usual prefixes, "
+                        "or a small model that comes with the pack (TwinFlow emoji)."
                     ),
                 ),
                 io.Combo.Input(
                     "adapter",
-                    options=[NONE, *model_files.names(LORAS, MODELS)],
+                    options=[NONE, *model_files.names(LORAS, MODELS), *shipped.adapters()],
                     default=NONE,
                     tooltip=(
                         "For a plain base: the TwinFlow adapter (LoRA and second embedder in one file) in models/loras, "
@@ -69,8 +70,9 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name, adapter=NONE, adapter_strength=1.0, weight_dtype="default") -> io.NodeOutput:
-        path = model_files.path_of(model_name, MODELS)
-        adapter_path = None if adapter == NONE else model_files.path_of(adapter, LORAS, MODELS)
+        path = shipped.path_of(model_name) or model_files.path_of(model_name, MODELS)
+        own = shipped.path_of(adapter)
+        adapter_path = None if adapter == NONE else own or model_files.path_of(adapter, LORAS, MODELS)
         with one_line():
             model, report = load_model(path, adapter_path, adapter_strength, weight_dtype)
         return io.NodeOutput(model, report.text(), ui=shown(cls, report))

@@ -49,6 +49,10 @@ class Pixels(comfy.latent_formats.LatentFormat):
 
     process_out = process_in
 
+    def pixels(self, latent: Tensor) -> Tensor:
+        """(..., 3, H, W) in [0, 1] of latents (..., C, h, w), not clamped."""
+        return latent.float() / 2 + 0.5
+
 
 class Squares(Pixels):
     """Squares of 2 x 2 pixels: their red, then their green, then their blue (torch's pixel_unshuffle)."""
@@ -56,6 +60,9 @@ class Squares(Pixels):
     latent_channels = 12
     spacial_downscale_ratio = 2
     latent_rgb_factors = [[0.25 * (channel // 4 == colour) for colour in range(3)] for channel in range(12)]
+
+    def pixels(self, latent: Tensor) -> Tensor:
+        return super().pixels(torch.nn.functional.pixel_shuffle(latent, self.spacial_downscale_ratio))
 
 
 IN_PIXELS = {form.latent_channels: form for form in (Pixels, Squares)}

@@ -107,12 +107,17 @@ class Sampler(io.ComfyNode):
         return io.NodeOutput(sample_latent(model, positive, negative, latent_image, sigmas, sampler, seed, cfg))
 
 
-def sample_latent(model, positive, negative, latent, sigmas, sampler, seed, cfg) -> dict:
-    """The latent with its samples replaced; masks, batch indices and previews as core's sampler nodes treat them."""
+def fitted(model, latent: dict) -> tuple[dict, torch.Tensor]:
+    """A copy of the latent, and its samples in the model's shape.  Raises ValueError for those of another model."""
     latent = dict(latent)
     scales = {name: latent.pop(name) for name in ("downscale_ratio_spacial", "downscale_ratio_temporal") if name in latent}
     check_latent(model.model, latent["samples"])
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **scales)
+    return latent, comfy.sample.fix_empty_latent_channels(model, latent["samples"], **scales)
+
+
+def sample_latent(model, positive, negative, latent, sigmas, sampler, seed, cfg) -> dict:
+    """The latent with its samples replaced; masks, batch indices and previews as core's sampler nodes treat them."""
+    latent, samples = fitted(model, latent)
     if len(sigmas) < 2:  # denoise 0
         return latent | {"samples": samples}
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))

@@ -30,15 +30,16 @@ try {
 
 // Let the frontend build the graph, set it out in groups of columns below the notes, and keep what it serializes.
 // The sizes are Nodes 2.0's, which are larger than LiteGraph's, so nothing overlaps in either.
-async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, out }) {
+async function exportWorkflow(page, { name, notes, groups, below, graph, extra, packs, out }) {
   await setting(page, 'Comfy.VueNodes.Enabled', true);
   const workflow = await page.evaluate(
-    async ({ name, notes, groups, graph, extra, packs }) => {
-      const TITLE = 30, FOOTER = 34, SPACE = 30, PAD = 14, HEAD = 44; // a footer carries "Error" and "Show advanced"
-      const columns = Object.values(groups).flat().length;
-      const WIDE = columns > 5 ? 250 : columns > 4 ? 280 : 330;
-      const WIDTH = { CLIPTextEncode: columns > 4 ? WIDE : 380, SaveImage: columns > 4 ? WIDE : 380 };
-      const ROOM = { CLIPTextEncode: 150, TextEncodeQwenImageEdit: 190, SaveImage: columns > 4 ? 300 : 420, LoadImage: 320, TwinFlowModelLoader: 300, TwinFlowLoraLoader: 210, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: 270 };
+    async ({ name, notes, groups, below, graph, extra, packs }) => {
+      const TITLE = 30, FOOTER = below.length ? 8 : 34, SPACE = 30, PAD = 14, HEAD = 44; // a footer carries "Error" and "Show advanced"
+      const beside = Object.entries(groups).filter(([title]) => !below.includes(title)).map(([, columns]) => columns);
+      const columns = beside.flat().length;
+      const WIDE = below.length || columns > 5 ? 250 : columns > 4 ? 280 : 330;
+      const WIDTH = { CLIPTextEncode: columns > 4 ? WIDE : 380, SaveImage: columns > 4 ? WIDE : 380, TwinFlowVelocityFields: 760, TwinFlowEmojiImage: 270 };
+      const ROOM = { CLIPTextEncode: 150, TextEncodeQwenImageEdit: 190, SaveImage: columns > 4 ? 300 : 420, LoadImage: 320, TwinFlowModelLoader: below.length ? 250 : 300, TwinFlowLoraLoader: 210, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: below.length ? 400 : 270, TwinFlowEmojiImage: 370, TwinFlowVelocityFields: 860 };
       const drawn = () => new Promise((done) => setTimeout(done, 1500));
       await window.app.loadApiJson(graph, name);
       const g = window.app.graph;
@@ -55,13 +56,13 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
         Object.assign(node.properties, packs[String(node.id)]);
       }
       const inner = (columns) => columns.reduce((sum, column) => sum + width(column) + SPACE, 2 * PAD - SPACE);
-      const whole = Object.values(groups).reduce((sum, columns) => sum + inner(columns) + SPACE, -SPACE);
+      const whole = beside.reduce((sum, columns) => sum + inner(columns) + SPACE, -SPACE);
       const papers = notes.map((text, i) => {
         const paper = window.LiteGraph.createNode('MarkdownNote');
         paper.title = [name, '说明'][i];
         g.add(paper);
         paper.widgets[0].value = text;
-        paper.setSize([(whole - SPACE) / 2, 100]);
+        paper.setSize([(whole - SPACE) / 2, below.length ? 70 : 100]);
         paper.pos = [i * (whole + SPACE) / 2, TITLE];
         return paper;
       });
@@ -70,12 +71,15 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
       for (const paper of papers) paper.setSize([paper.size[0], high]);
       const top = TITLE + high + SPACE;
       let x = 0;
+      let before;
       for (const [title, columns] of Object.entries(groups)) {
-        const left = x;
+        const after = x;
+        const [left, above] = below.includes(title) ? [before.pos[0], before.pos[1] + before.size[1] + SPACE] : [x, top];
         let bottom = 0;
+        x = left;
         x += PAD;
         for (const column of columns) {
-          let y = top + HEAD + TITLE;
+          let y = above + HEAD + TITLE;
           for (const id of column) {
             const node = g.getNodeById(id);
             node.pos = [x, y];
@@ -87,9 +91,10 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
         x += PAD - SPACE;
         const group = new window.LiteGraph.LGraphGroup(title);
         g.add(group);
-        group.pos = [left, top];
-        group.size = [x - left, bottom - top];
-        x += SPACE;
+        group.pos = [left, above];
+        group.size = [x - left, bottom - above];
+        x = Math.max(after, x + SPACE);
+        before = group;
       }
       await drawn();
       const tall = Math.max(...g.groups.map((group) => group.pos[1] + group.size[1]));
@@ -98,7 +103,7 @@ async function exportWorkflow(page, { name, notes, groups, graph, extra, packs, 
       made.extra = { ...extra, workflowRendererVersion: 'LG', ds: { scale, offset: [70 / scale, 100 / scale] } };
       return made;
     },
-    { name, notes, groups, graph, extra, packs },
+    { name, notes, groups, below, graph, extra, packs },
   );
   fs.writeFileSync(out, JSON.stringify(workflow, null, 2) + '\n');
 }

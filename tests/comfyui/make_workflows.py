@@ -1,8 +1,8 @@
 """Writes example_workflows/*.json through the real frontend, from graphs.py.
 
-    COMFYUI_PATH=... PLAYWRIGHT=folder/with/node_modules python tests/comfyui/make_workflows.py
+    COMFYUI_PATH=... PLAYWRIGHT=folder/with/node_modules python tests/comfyui/make_workflows.py [TITLE ...]
 
-The model files need not be there.  thumbnails.py draws the pictures.
+All of them, or those of these titles.  The model files need not be there.  thumbnails.py draws the pictures.
 """
 
 import sys
@@ -21,30 +21,32 @@ CORE = "0.3.64"  # the oldest that has all of core's nodes in the graphs
 def main() -> None:
     comfyui = find_comfyui()
     assert comfyui is not None, "set COMFYUI_PATH to a ComfyUI checkout"
+    wanted = [template for template in TEMPLATES if template.title in sys.argv[1:]] or TEMPLATES
     with tempfile.TemporaryDirectory() as base:
         server = Server(comfyui, Path(base))
         try:
             server.wait()
-            task(server, Path(base), export=[job(template) for template in TEMPLATES])
+            task(server, Path(base), export=[job(template) for template in wanted])
         finally:
             server.stop()
-    print(f"{len(TEMPLATES)} workflows in {workflow.FOLDER}", file=sys.stderr)
+    print(f"{len(wanted)} workflows in {workflow.FOLDER}", file=sys.stderr)
 
 
 def job(template: Template) -> dict:
     """What browser.mjs needs to write one workflow; the frontend wants numbers where the graphs have names."""
     numbers = {name: str(n) for n, name in enumerate(template.graph, 1)}
     graph = {numbers[name]: renumbered(node, numbers) for name, node in template.graph.items()}
-    saved = [numbers[name] for name, node in template.graph.items() if node["class_type"] == "SaveImage"]
+    shown = [numbers[name] for name in template.pictures()]
     return {
         "name": template.title,
         "notes": template.notes(),
         "groups": {
             title: [[numbers[name] for name in column] for column in columns] for title, columns in template.groups.items()
         },
+        "below": template.below,
         "graph": graph,
         "extra": {
-            "linearData": {"inputs": [[numbers[name], widget] for name, widget in template.app], "outputs": saved},
+            "linearData": {"inputs": [[numbers[name], widget] for name, widget in template.app], "outputs": shown},
             "linearMode": False,
         },
         "packs": {numbers[name]: properties(node) for name, node in template.graph.items()},

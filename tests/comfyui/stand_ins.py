@@ -11,7 +11,14 @@ import torch
 from graphs import SHARDS
 
 SAMPLER = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5]}]'
-FAMILY = {"qwen": "qwen", "diffusion_pytorch_model": "qwen", "TwinFlow-Z": "zimage", "sd3.5": "sd3", "base": "digits"}
+FAMILY = {
+    "qwen": "qwen",
+    "diffusion_pytorch_model": "qwen",
+    "TwinFlow-Z": "zimage",
+    "sd3.5": "sd3",
+    "base": "digits",
+    "TwinFlow emoji": "emoji",
+}
 
 
 def family(graph: dict) -> str:

@@ -20,6 +20,9 @@ IDS = {
     "TwinFlowUnifiedSampler",
     "TwinFlowSampleLatent",
     "TwinFlowSchedulePlot",
+    "TwinFlowEmojiPrompt",
+    "TwinFlowEmojiImage",
+    "TwinFlowVelocityFields",
 }
 
 

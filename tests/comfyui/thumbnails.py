@@ -1,12 +1,13 @@
-"""Writes example_workflows/*.jpg: a card for each template, drawn here, saying what it does; real digits for the digits.
+"""Writes example_workflows/*.jpg: a card for each template, drawn here, saying what it does; real digits and real emoji.
 
-    python tests/comfyui/thumbnails.py
+    python tests/comfyui/thumbnails.py [TITLE ...]      (emoji: in an interpreter with the trainer's requirements)
 
 The big models' pictures would be real only if the models had been run, which they were not where this was written.
 """
 
 import colorsys
 import random
+import sys
 from collections.abc import Callable
 
 import workflow
@@ -96,7 +97,66 @@ def digits() -> Image.Image:
     return grid.crop((484, 32, 704, 252)).resize((SIZE * BIG, SIZE * BIG), Image.Resampling.NEAREST)
 
 
+class Emoji:
+    """The shipped model that needs one step: v(x, t, r) for some prompts."""
+
+    def __init__(self, *texts: str):
+        sys.path.insert(0, str(workflow.REPOSITORY))
+        from trainer.backbones import backbone
+        from trainer.weights.inference import load_trained, noise
+        from twinflow.backbones.emoji import SHIPPED
+        from twinflow.words import load_words
+
+        known, words = backbone("emoji"), load_words(SHIPPED / "words.safetensors")
+        self.network = load_trained(known, known.load(), SHIPPED / "distilled.safetensors")
+        self.cond, self.rows = known.collate([words.encode(text) for text in texts]), len(texts)
+        self.noise = noise(2 * len(texts), (12, 16, 16), 1)
+
+    def data(self, x, t: float, r: float):
+        """x - |t| v(x, t, r)."""
+        times = (x.new_full((self.rows,), time) for time in (t, r))
+        return x - abs(t) * self.network(x, *times, self.cond).detach()
+
+    def picture(self, latents, row: int, scale: int) -> Image.Image:
+        from trainer.backbones.emoji import to_images
+
+        values = (to_images(latents)[row] * 255).round().byte().permute(1, 2, 0).numpy()
+        return Image.fromarray(values).resize((32 * scale, 32 * scale), Image.Resampling.NEAREST)
+
+
+def emoji() -> Image.Image:
+    """What the shipped model draws in one step."""
+    names = ("dog face", "red heart", "pizza", "rocket", "sunflower", "grinning face", "strawberry", "tiger face", "hamburger")
+    model, image = Emoji(*names), Image.new("RGB", (SIZE * BIG, SIZE * BIG), "white")
+    made = model.data(model.noise[: len(names)], 1.0, 0.0)
+    for i in range(len(names)):
+        image.paste(model.picture(made, i, 9), (40 + i % 3 * 328, 30 + i // 3 * 322))
+    return credited(image)
+
+
+def twin() -> Image.Image:
+    """A sample of one step, noised, and what the real and the fake field see in it."""
+    image, draw = blank("The twin", "how TwinFlow works, in pictures")
+    model = Emoji("dog face")
+    x, again = model.data(model.noise[:1], 1.0, 0.0), model.noise[1:]
+    for column, text in enumerate(("x_t", "real", "fake")):
+        draw.text(((100 + 155 * column) * BIG, 56 * BIG), text, INK, ImageFont.load_default(27 * BIG), anchor="mm")
+    for row, t in enumerate((0.4, 0.8)):
+        x_t = (1 - t) * x + t * again
+        for column, latents in enumerate((x_t, model.data(x_t, t, t), model.data(x_t, -t, -t))):
+            image.paste(model.picture(latents, 0, 7), ((100 + 155 * column - 56) * BIG, (80 + 120 * row) * BIG))
+    return credited(image)
+
+
+def credited(image: Image.Image) -> Image.Image:
+    text = "trained on Twemoji by Twitter, Inc and others, CC-BY 4.0"
+    ImageDraw.Draw(image).text((40, 500 * BIG), text, "#5b6a78", ImageFont.load_default(11 * BIG), anchor="lm")
+    return image
+
+
 CARDS = {
+    "Emoji in one step": emoji,
+    "How TwinFlow works - the twin": twin,
     "Qwen-Image in 2 steps": lambda: card("Qwen-Image", "text to image in 2 steps", noise, scene(0.58), 2),
     "Z-Image Turbo in 2 steps": lambda: card("Z-Image Turbo", "text to image in 2 steps", noise, scene(0.03), 2),
     "Z-Image Turbo with core samplers": lambda: card("Z-Image Turbo", "with core's sampling nodes", noise, scene(0.09), 2),
@@ -113,6 +173,8 @@ CARDS = {
 def main() -> None:
     random.seed(0)
     for title, draw in CARDS.items():
+        if sys.argv[1:] and title not in sys.argv[1:]:
+            continue
         image = draw().resize((SIZE, SIZE), Image.Resampling.LANCZOS)
         image.save(workflow.FOLDER / f"{title}.jpg", quality=85)
 

@@ -77,6 +77,23 @@ def test_types_and_entry_points_are_installed(installed):
         assert "--" in run("-c", code, cwd=ROOT)
 
 
+def test_the_shipped_weights_and_their_licence_are_in_both_archives(installed):
+    """pip's wheel, and the registry's archive: what git tracks, without what .comfyignore names."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    left_out = tuple((ROOT / ".comfyignore").read_text().split())
+    archive = {path for path in tracked if not path.startswith(left_out)}
+    shipped = [path for path in archive if path.startswith("twinflow/models/") and path.endswith(".safetensors")]
+    assert {"twinflow/models/emoji/base.safetensors", "twinflow/models/emoji/words.safetensors"} <= set(shipped)
+    for path in shipped:
+        note = Path(path).with_name("README.md")
+        assert note.as_posix() in archive
+        text = (ROOT / note).read_text("utf-8")
+        assert "Licence: CC-BY 4.0" in text and "Twemoji" in text and Path(path).name in text
+        assert (installed / path).stat().st_size == (ROOT / path).stat().st_size and (installed / note).is_file()
+        assert (ROOT / path).stat().st_size < 16 << 20
+    assert {path.split("/")[0] for path in archive} >= {"nodes", "twinflow", "web", "locales", "example_workflows", "LICENSE"}
+
+
 NAMES = {"yaml": "PyYAML", "sklearn": "scikit-learn", "PIL": "pillow"}  # of modules that are not named as their packages
 
 

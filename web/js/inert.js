@@ -10,9 +10,10 @@ const INERT = {
   TwinFlowSchedule: (node) => (value(node, 'preset') === 'custom' ? [] : CUSTOM),
   TwinFlowUnifiedSampler: (node) => (value(node, 'noise') === 'constant' ? [] : ['stochasticity']),
   TwinFlowSampleLatent: (node) => (linked(node, 'sigmas') ? (linked(node, 'sampler') ? ['denoise', 'preset'] : ['denoise']) : []),
+  TwinFlowSchedulePlot: (node) => (linked(node, 'sigmas') ? ['preset'] : ['style']),
 };
 // node -> the inputs that replace something once they are linked, and what
-const REPLACES = { TwinFlowSampleLatent: { sigmas: 'replaces preset, denoise', sampler: 'replaces preset' } };
+const REPLACES = { TwinFlowSampleLatent: { sigmas: 'replaces preset, denoise', sampler: 'replaces preset' }, TwinFlowSchedulePlot: { sigmas: 'replaces preset' } };
 
 function refresh(node) {
   const inert = INERT[node.comfyClass](node);
