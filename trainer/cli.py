@@ -28,7 +28,7 @@ EXTRA: dict[str, dict[str, Any]] = {  # options that are not settings
     "config": dict(metavar="FILE", help="settings from a YAML or JSON file, under these options' names; or one of ours: "),
     "plan": dict(metavar="CARDS", type=int, is_flag=False, flag_value=1, help=(
         "print the memory that the run takes, on one card or on so many with FSDP, and exit")),
-    "dry_run": dict(is_flag=True, help="print the resolved settings and exit"),
+    "dry_run": dict(is_flag=True, help="print the resolved settings, check all that can be checked before work, and exit"),
 }  # fmt: skip
 FIRST = ("model", "data", "config")  # of the most used ones
 
@@ -47,7 +47,10 @@ def command(mode: Mode, argv: list[str]) -> None:
     dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
     settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
     if dry_run:
-        print(printed(settings))
+        print(printed(settings), flush=True)
+        from .runs.run import dry_run as look
+
+        look(settings)
     elif mode == "base":
         from .runs.run import run_base
 

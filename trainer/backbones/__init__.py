@@ -68,6 +68,21 @@ class Backbone(Protocol):
         """The plain model, frozen, from a source; "" is the published one.  Raises TrainerError."""
         ...
 
+    def outline(self, source: str = "", *, fetch: bool = False) -> nn.Module | None:
+        """What load gives, without values, from the headers of files; None where they are not here.
+
+        fetch: from the hub, if need be.  Raises TrainerError for what load would refuse.
+        """
+        ...
+
+    def sized(self, model: nn.Module) -> "Backbone":
+        """This one, but of the size of a model that load or outline gave, for the plan."""
+        ...
+
+    def longest(self, model: nn.Module) -> int:
+        """Pixels of the longest side of an image that the model can take."""
+        ...
+
     def velocity(self, model: nn.Module, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """v (B, C, H, W) at x and the one time t (B,): 1 is noise, a negative time is on the fake trajectory."""
         ...
@@ -115,6 +130,10 @@ class Backbone(Protocol):
 
     def skeleton(self) -> nn.Module:
         """The published model without weights, on the device and in the dtype that are the default here."""
+        ...
+
+    def codec_skeleton(self) -> ImageCodec:
+        """The published autoencoder without weights, for the plan, likewise; asked only where size.has_encoders."""
         ...
 
     def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:

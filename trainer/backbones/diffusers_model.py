@@ -8,6 +8,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +26,7 @@ from twinflow.prompts import Prompt
 from .. import TrainerError
 from . import sources
 from .images import ImageCodec
-from .sizes import Size
+from .sizes import LONGEST, Size
 
 
 class PipelineEncoder:
@@ -128,6 +130,37 @@ class DiffusersBackbone:
         own = {name: t for name, t in tensors.items() if name not in self.markers}
         return sources.build(cls, config, own, dtype, source)
 
+    def outline(self, source: str = "", *, fetch: bool = False) -> nn.Module | None:
+        """The transformer of a source without values, from the headers of its files; None where it is not here.
+
+        fetch: from the hub, if need be.  Raises TrainerError for whatever load would refuse.
+        """
+        source = source or self.repository
+        try:
+            with sources.headers_only(fetch=fetch):
+                return self.load(source)
+        except sources.NotHere:
+            return None
+        except TrainerError:
+            if sources.is_hub_id(source) and not fetch:  # it may be here in part
+                return None
+            raise
+
+    def sized(self, model: nn.Module) -> "DiffusersBackbone":
+        """This backbone, but of the size of a model that load or outline gave."""
+        config: Any = getattr(model, "config", None)
+        if config is None:
+            return self
+        names = inspect.signature(type(model).__init__).parameters
+        own = copy(self)
+        config = {name: value for name, value in dict(config).items() if name in names}
+        own.size = replace(self.size, config=config, channels=self.channels(model))
+        return own
+
+    def longest(self, model: nn.Module) -> int:
+        """Pixels of the longest side of an image that the model can take."""
+        return LONGEST
+
     def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
         """The transformer's tensors by their names in the files, and the folder with its config.json if there is one."""
         return sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
@@ -190,6 +223,10 @@ class DiffusersBackbone:
 
     def skeleton(self) -> nn.Module:
         return getattr(diffusers, self.transformer_class)(**self.size.config)
+
+    def codec_skeleton(self) -> ImageCodec:
+        """The published autoencoder without weights, for the plan; on the device and in the dtype that are the default here."""
+        return ImageCodec(getattr(diffusers, self.vae_class)(**self.size.vae))
 
     def text(self, width: int, dtype: torch.dtype) -> Tensor:
         """A long prompt's embeddings (1, L, width), for the plan."""

@@ -39,7 +39,7 @@ from . import sources
 from .diffusers_model import PipelineEncoder, load_part
 from .images import ImageCodec
 from .sana import Sana
-from .sizes import Size
+from .sizes import DC, Size
 
 PUBLISHED = {  # part: repository, and what of it is needed
     "transformer": ("Efficient-Large-Model/Sana_1600M_512px_diffusers", ("transformer",)),
@@ -89,7 +89,7 @@ class OpenUni(Sana):
     text_parts = ("internvl",)
     # the text encoders are the language model and, in fp32, the connector
     limits = {}  # nothing is cut
-    sizes = {"openuni": Size(dict(), channels=32, text=3.7)}
+    sizes = {"openuni": Size(dict(), channels=32, text=3.7, vae=DC)}
 
     def recipe(self, mode: str) -> dict[str, Any]:
         """With the guidance of the released configuration (a ratio of .8), at the size of the published model."""

@@ -14,7 +14,7 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .diffusers_model import DiffusersBackbone
-from .sizes import Size
+from .sizes import DC, Size
 
 SMALL = dict(
     num_attention_heads=36,
@@ -31,7 +31,7 @@ class Sana(DiffusersBackbone):
     prefix = "transformer."  # diffusers': ComfyUI has no SANA
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
-    sizes = {"sana": Size(dict(), channels=32, text=4.9), "sana-0.6b": Size(SMALL, channels=32, text=4.9)}
+    sizes = {name: Size(size, channels=32, text=4.9, vae=DC) for name, size in {"sana": dict(), "sana-0.6b": SMALL}.items()}
     limits: ClassVar[dict[str, int]] = {"the text encoder": 300}  # besides the instruction but for its two last tokens
 
     def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -13,9 +13,9 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .diffusers_model import DiffusersBackbone
-from .sizes import Size
+from .sizes import KL_16, Size
 
-COMMON: dict[str, Any] = dict(channels=16, text=10.4, tokens=333)
+COMMON: dict[str, Any] = dict(channels=16, text=10.4, tokens=333, vae=KL_16)
 
 
 class SD3(DiffusersBackbone):
@@ -102,6 +102,9 @@ class SD3(DiffusersBackbone):
         """Embeds (B, L, D), which all have the same length, and pooled (B, P)."""
         pooled = [p.pooled for p in prompts if p.pooled is not None]
         return torch.stack([p.embeds for p in prompts]), torch.stack(pooled)
+
+    def longest(self, model: Any) -> int:
+        return model.config.pos_embed_max_size * model.config.patch_size * self.factor
 
     def idle(self, model: Any) -> list[str]:
         last = f"transformer_blocks.{len(model.transformer_blocks) - 1}.attn."  # the text ends in it

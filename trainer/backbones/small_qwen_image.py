@@ -45,5 +45,9 @@ class SmallQwenImage(QwenImage):
         model.load_state_dict(load(source))
         return model.eval()
 
+    def outline(self, source: str | Path = "", *, fetch: bool = False) -> nn.Module | None:
+        """None where the base is yet to be trained.  Raises TrainerError and WeightsError."""
+        return self.load(source) if source or self.shipped else None
+
     def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
         return self.size.channels, self.pixels // self.factor, self.pixels // self.factor

@@ -5,7 +5,9 @@ A hub source is `owner/name`, or `owner/name/` and a folder or a .safetensors fi
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,45 @@ from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
 from twinflow.layouts import PREFIXES, Layout, bare
-from twinflow.weights import load
+from twinflow.weights import load, read_header
 
 from .. import TrainerError
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
+# in a file's header
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+_mode: ContextVar[str] = ContextVar("mode", default="")  # "headers", "local headers"
 EXPECTED = "expected a diffusers folder, a .safetensors file, or a hub id such as Qwen/Qwen-Image"
+
+
+class NotHere(TrainerError):
+    """It is at the hub, and has not been fetched."""
+
+
+@contextmanager
+def headers_only(*, fetch: bool) -> Iterator[None]:
+    """Within it only the headers of files are read: tensors have no values.  fetch: else NotHere for what is at the hub."""
+    token = _mode.set("headers" if fetch else "local headers")
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _mode.reset(token)
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """Those of a safetensors file.  Raises WeightsError."""
+    if not _mode.get():
+        return load(file)
+    found = read_header(file).tensors
+    return {
+        name: torch.empty(shape, dtype=DTYPES.get(kind, torch.uint8), device="meta") for name, (kind, shape) in found.items()
+    }
 
 
 def is_hub_id(source: str) -> bool:
@@ -42,13 +76,16 @@ def fetch(source: str, parts: tuple[str, ...], file: str = ".safetensors") -> Pa
         return path
     owner, name, *inside = source.split("/")
     repository, inside = f"{owner}/{name}", "/".join(inside)
+    local: dict[str, Any] = dict(local_files_only=True) if _mode.get() == "local headers" else {}
     try:
         if inside.endswith(file):
-            return Path(hf_hub_download(repository, inside))
+            return Path(hf_hub_download(repository, inside, **local))
         under = f"{inside}/" if inside else ""
         wanted = [f"{under}{part}" if "*" in part else f"{under}{part}/*" for part in parts] + [f"{under}model_index.json"]
-        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=UNWANTED)) / inside
+        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=UNWANTED, **local)) / inside
     except (OSError, HfHubHTTPError) as error:
+        if local:
+            raise NotHere(f"model source {source!r}: has not been fetched") from None
         raise TrainerError(f"model source {source!r}: {why_not(error)}; {EXPECTED}") from None
 
 
@@ -74,11 +111,11 @@ def transformer_tensors(root: Path, source: str) -> tuple[dict[str, Tensor], Pat
     if root.is_file():
         if root.suffix.lower() not in (".safetensors", ".sft"):
             raise TrainerError(f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors")
-        return load(root), root.parent if (root.parent / "config.json").is_file() else None
+        return tensors_of(root), root.parent if (root.parent / "config.json").is_file() else None
     folder = folder_of(root, "transformer", source)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        tensors |= load(file)
+        tensors |= tensors_of(file)
     return tensors, folder
 
 

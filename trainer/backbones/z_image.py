@@ -15,9 +15,9 @@ from twinflow.prompts import Prompt
 from twinflow.time_embedding import to_signal
 
 from .diffusers_model import DiffusersBackbone
-from .sizes import Size
+from .sizes import KL_16, Size
 
-SIZE = Size(dict(), channels=16, text=7.5)
+SIZE = Size(dict(), channels=16, text=7.5, vae=KL_16)
 
 
 class ZImage(DiffusersBackbone):

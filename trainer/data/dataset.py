@@ -82,6 +82,11 @@ class CachedData:
         return torch.stack([self.cache.latents(shot) for shot in shots]).float()
 
 
+def look(request: DataRequest, report: Report) -> list[rows.Row]:
+    """The rows of its sources, of which nothing is decoded.  Raises TrainerError."""
+    return rows.read(request.sources(), report, edit=request.edit, image_free=request.image_free)
+
+
 def prepare(
     request: DataRequest,
     cache: Cache,
@@ -103,7 +108,7 @@ def prepare(
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"cache: {cache.folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    found = rows.read(request.sources(), report, edit=request.edit, image_free=request.image_free)
+    found = look(request, report)
     samples = survey(found, request, cache.folder, report, share[0])
     if share[0] == 0:  # whose report it is
         count_tokens(samples, cache.text.counter(), report)

@@ -21,9 +21,11 @@ from ..data import datasets
 from ..data.sources import Source
 from ..weights.block_swap import blocks_of
 from ..weights.quantise import layers
-from . import activations
+from . import activations, encoding
 
 GIB = 2**30
+PROGRAMS = 3 * GIB  # Python, PyTorch and the driver in host memory, roughly
+WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels"  # what the classes call the width of a token's embedding
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 # bytes of a weight; nf4 with its scales, which are quantised, too
 STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -54,17 +56,33 @@ OPTIMIZERS: dict[str, Callable[[Trained], int]] = {  # bytes of state
 
 @dataclass(frozen=True)
 class Plan:
-    """items: bytes on each card by name.  cache: bytes on disk a row.  text: GiB of the text encoders."""
+    """items: bytes on each card while it trains, by name.  encoding: bytes on the card before that, one after the other.
+    grids: while a sample grid is made, 0 where none is.
+
+    host: bytes of host memory, for each process.  cache: bytes on disk a row.
+    """
 
     parameters: int
     trainable: int
     items: dict[str, float]
+    encoding: dict[str, float]
+    grids: float
+    host: dict[str, float]
     cache: int
-    text: float
 
     @property
     def total(self) -> float:
+        """Of training."""
         return sum(self.items.values())
+
+    @property
+    def peak(self) -> float:
+        """The most that the whole run takes of the card."""
+        return max(self.total, self.grids, *self.encoding.values())
+
+    @property
+    def host_peak(self) -> float:
+        return sum(self.host.values())
 
 
 @cache
@@ -95,10 +113,12 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
     if settings.mode == "lora":
         kind = memory.dtype if memory.quantize == "none" else memory.quantize
         away = block_bytes(backbone, wide, memory.quantize)[: memory.block_swap]  # in host memory; they visit the device
+        loaded = base * wide
         frozen = weights(model, second, wide, memory.quantize) - sum(away)
         items = {f"weights ({kind})": frozen, "visiting blocks": 2 * max(away, default=0), "adapter": copy}
     else:
         idle = numbers(model, "\0") - count
+        away, loaded = [], copy + idle * wide
         items = {"weights (fp32)": copy + idle * wide}
     items |= {
         "buffers": sum(b.numel() for b in model.buffers()) * wide,
@@ -113,10 +133,22 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
     gathered = 4 if settings.mode == "full" else wide
     items["blocks gathered by FSDP"] = 2 * gathered * largest_block(model) * (cards > 1)  # one in use, one on its way
     items["reserve"] = RESERVE
-    size, config = backbone.size, vars(model).get("_internal_dict", {})
-    text = max((config.get(name) or 0) for name in ("joint_attention_dim", "cap_feat_dim", "caption_channels"))
-    cache = 2 * (size.channels * (pixels // backbone.factor) ** 2 * (1 + size.references) + size.tokens * text)
-    return Plan(base, count, {name: value for name, value in items.items() if value}, cache, size.text)
+    resident = sum(items.values()) - items["activations"] - RESERVE
+    before = {name: value + RESERVE for name, value in encoding.stages(backbone, settings, pixels).items()}
+    decoding = encoding.decoding(backbone, pixels) if settings.logging.sample_every else 0
+    state = copy + items.get("averages (EMA)", 0.0) + items[f"optimiser ({training.optimizer})"]
+    loading = max(loaded - sum(away), state)
+    host = {"programs": PROGRAMS, "resting blocks": sum(away), "the model as it is loaded, or a save": loading}
+    grids = (resident + decoding + RESERVE) * bool(decoding)
+    real = lambda values: {name: value for name, value in values.items() if value}
+    return Plan(base, count, real(items), before, grids, real(host), cache_row(backbone, pixels))
+
+
+def cache_row(backbone: Backbone, pixels: int) -> int:
+    """Bytes on disk of an image and a long caption."""
+    size = backbone.size
+    images = (1 + size.references) * size.channels * (pixels // backbone.factor) ** 2
+    return 2 * (images + size.tokens * text_width(skeleton(backbone))) * size.has_encoders
 
 
 def image_size(backbone: Backbone, settings: Settings) -> int:
@@ -130,6 +162,11 @@ def image_size(backbone: Backbone, settings: Settings) -> int:
     if wrong := [size for size in sizes if size % backbone.pixels]:
         raise TrainerError(f"resolution is {wrong[0]}; expected a multiple of {backbone.pixels} for this model")
     return max(sizes)
+
+
+def text_width(model: nn.Module) -> int:
+    """Of a token's embedding."""
+    return max((vars(model).get("_internal_dict", {}).get(name) or 0) for name in WIDTHS)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Whether a training run fits, before anything is downloaded: memory by item, the cards it fits, and what would help.
+"""Whether a run fits, before anything is downloaded: memory and disk by item, the cards it fits, and what would help.
 
 python -m trainer.lora --model qwen-image --quantize nf4 --plan
 """
@@ -7,16 +7,18 @@ from itertools import product
 from math import ceil
 from typing import Any
 
-import torch
-
 from .. import TrainerError
 from ..backbones import Backbone, backbone
-from ..backbones.sources import is_hub_id
 from ..config import Settings
 from ..weights.block_swap import blocks_of
-from .memory import GIB, image_size, plan, skeleton
+from . import disk
+from .memory import GIB, Plan, image_size, plan, skeleton
 
 CARDS = (12, 16, 24, 48, 80)  # GiB
+ENCODING: list[tuple[str, dict[str, Any]]] = [  # what makes encoding lighter, the least painful first
+    ("", {}),
+    ("--encode-batch 1", {"data.encode_batch": 1}),
+]
 Change = tuple[int, str, dict[str, Any]]  # how painful, the flags that make it, the settings by section and name
 
 
@@ -61,11 +63,16 @@ def changed(settings: Settings, values: dict[str, Any]) -> Settings:
     return settings.model_copy(update={s: getattr(settings, s).model_copy(update=own) for s, own in sections.items()})
 
 
-def advice(known: Backbone, settings: Settings, card: int, cards: int = 1) -> str | None:
+def advice(known: Backbone, settings: Settings, card: float, cards: int = 1) -> str | None:
     """The flags with which the run fits a card of so many GiB: "" where it does as it is, None where none helps."""
-    for flags, new, many in changes(settings, cards, len(blocks_of(skeleton(known)))):
-        if plan(known, new, many).total <= card * GIB:
-            return flags
+    lighter, extra = settings, ""
+    for extra, values in ENCODING:  # noqa: B007  the last one, where none is enough
+        lighter = changed(settings, values)
+        if max(plan(known, lighter, cards).encoding.values(), default=0) <= card * GIB:
+            break
+    for flags, new, many in changes(lighter, cards, len(blocks_of(skeleton(known)))):
+        if plan(known, new, many).peak <= card * GIB:
+            return " ".join(filter(None, (flags, extra)))
     return None
 
 
@@ -78,21 +85,19 @@ def plan_text(settings: Settings, cards: int = 1) -> str:
     is_lora = settings.mode == "lora"
     what = f"LoRA rank {adapter.rank} on {adapter.targets}, time {adapter.time}" if is_lora else "all weights"
     many = f", {cards} cards" if cards > 1 else ""
+    sum_up = "on each card" if cards > 1 else "together"
     lines = [
         f"{settings.model}: {what}; {pixels} px, batch {settings.training.batch}{many}",
         f"trainable parameters {it.trainable:,} ({100 * it.trainable / it.parameters:.2f} % of {it.parameters:,})",
         "",
-        *(f"  {item:28s} {value / GIB:8.2f} GiB" for item, value in it.items.items()),
-        f"  {'on each card' if cards > 1 else 'together':28s} {it.total / GIB:8.2f} GiB",
-        "",
+        "training, on the card (where there is none, in host memory)",
+        *gib(it.items | {sum_up: it.total}),
     ]
-    if it.text:
-        tokens = known.size.tokens
-        lines += [
-            f"on disk, the cache: {ceil(it.cache * 1000 / 2**20):,} MiB for 1000 images with captions of {tokens} tokens",
-            f"before training: the text encoders, {it.text:.1f} GiB in bf16, alone in memory and then freed",
-            "",
-        ]
+    if others := it.encoding | ({"a sample grid": it.grids} if it.grids else {}):
+        lines += ["", "before that and between, one after the other, each with the reserve", *gib(others)]
+    lines += ["", f"the whole run takes {it.peak / GIB:.1f} GiB of {'each' if cards > 1 else 'the'} card", ""]
+    lines += [f"host memory{' of each process' if cards > 1 else ''}", *gib(it.host | {"together": it.host_peak}), ""]
+    lines += ["on disk", *on_disk(known, settings, it), ""]
     for card in CARDS:
         flags = advice(known, settings, card, cards)
         verdict = "fits" if flags == "" else "does not fit" if flags is None else f"would fit with {flags}"
@@ -100,16 +105,15 @@ def plan_text(settings: Settings, cards: int = 1) -> str:
     return "\n".join(lines)
 
 
-def check_machine(settings: Settings, device: torch.device) -> None:
-    """Raises TrainerError for a published model where there is no GPU.  (What the user has made small is welcome.)"""
-    known, source = backbone(settings.model), settings.data.source
-    published = bool(known.core.models[settings.model])
-    if device.type != "cpu" or not published or (source and not is_hub_id(source)):
-        return
-    it = plan(known, settings)
-    largest = sorted(it.items.items(), key=lambda item: -item[1])[:3]
-    shares = ", ".join(f"{name} {value / GIB:.1f}" for name, value in largest)
-    raise TrainerError(
-        f"{settings.model} needs a GPU, and PyTorch sees none here: as it is set, this run takes {it.total / GIB:.0f} GiB on "
-        f"the card ({shares}, ...; --plan lists the cards that would do); to try the trainer on this machine: --model digits"
-    )
+def gib(values: dict[str, float]) -> list[str]:
+    return [f"  {name:32s} {value / GIB:8.2f} GiB" for name, value in values.items()]
+
+
+def on_disk(known: Backbone, settings: Settings, it: Plan) -> list[str]:
+    lines = []
+    if it.cache:
+        each = f"1000 images with captions of {known.size.tokens} tokens"
+        lines.append(f"  {'cache':32s} {ceil(it.cache * 1000 / 2**20):8,} MiB for {each}")
+    for name, own in (("states to go on from", disk.states(known, settings)), ("weights files", disk.weights(known, settings))):
+        lines.append(f"  {name:32s} {ceil(own.total / 2**20):8,} MiB: {own.most} of {ceil(own.each / 2**20):,} MiB")
+    return lines

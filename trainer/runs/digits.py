@@ -104,6 +104,7 @@ class PreparedDigits:
 class DigitsRun:
     """A Run (see the package) of the digits."""
 
+    beside = "prompts.safetensors"
     base_sampling = (*(Sampling(n, "multi", 0.0, end_gap=0.0) for n in (1, 2, 4, 8)), MULTI)
 
     def __init__(self, backbone: Digits):
@@ -112,8 +113,6 @@ class DigitsRun:
     def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedDigits:
         """Stage 1: the flow-matching base, trained once for all runs in the same folder with the same base settings."""
         known = self.backbone
-        if settings.mode == "lora":  # a mistake is found before the base is trained
-            known.lora_targets(known.fresh(torch.Generator()), settings.adapter.targets)
         base = settings.base.path
         if base is None:
             cached = settings.run.out / "cache" / f"digits-{base_hash(settings)}"

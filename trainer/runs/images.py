@@ -49,12 +49,7 @@ class ImageRun:
     def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedImages:
         """Rows and prompts encoded, then the transformer loaded.  Raises TrainerError."""
         wanted, logged = settings.data, settings.logging
-        if not wanted.data and not wanted.dataset:
-            raise TrainerError(
-                "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt "
-                "(or --dataset FILE)"
-            )
-        encoders.check(settings, accelerator.device)
+        self.backbone.outline(wanted.source, fetch=True)  # of the hub's files, too, a fault is found before hours of encoding
         held: list[nn.Module] = []  # the transformer, once it is loaded: images that are not read still have a shape
 
         def rows(purpose: str, source: str, **changes: Any) -> CachedData:
@@ -91,16 +86,21 @@ class ImageRun:
         )  # fmt: skip
         return DataRequest(**values | changes)
 
+    def cache_folder(self, settings: Settings) -> Path:
+        return settings.data.cache or settings.run.out / "cache" / self.backbone.core.name
+
+    def check_encoders(self, settings: Settings) -> None:
+        """Raises TrainerError."""
+        own, parts = settings.data.encoders, (*self.backbone.text_parts, "vae")
+        if own and Path(own).is_dir() and not any((Path(own) / part).is_dir() for part in parts):
+            raise TrainerError(f"--encoders {own}: is a folder with none of {', '.join(parts)}; expected these in it")
+
     def cache(self, settings: Settings, device: torch.device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
-        own, known = settings.data, self.backbone
-        parts = (*known.text_parts, "vae")
-        root = Path(own.encoders)  # "." where none is given
-        if own.encoders and root.is_dir() and not any((root / part).is_dir() for part in parts):
-            raise TrainerError(f"--encoders {root}: is a folder with none of {', '.join(parts)}; expected these in it")
+        known = self.backbone
         text, image = encoders.identities(known, settings)
         return Cache(
-            own.cache or settings.run.out / "cache" / known.core.name,
+            self.cache_folder(settings),
             Encoder(
                 text,
                 lambda: encoders.text_encoder(known, settings, device),

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,16 @@ from twinflow.weights import file_order, save_streamed, write_atomically, write_
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
-from ..config import DTYPES, Settings, flag, read_settings
-from ..plan import memory, table
+from ..config import DTYPES, Settings, read_settings
 from ..training import checkpoint, disk, optimizers
 from ..training.log import Log
 from ..training.loop import Job, train
-from ..weights import files, quantise, sharding
+from ..weights import files, sharding
 from ..weights.deferred import Deferred, made
 from ..weights.deferred import outlines as outlines_of
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
-from . import Prepared, Run, drawing, lock, resume, run_of, summary
+from . import Prepared, Run, checks, drawing, lock, resume, run_of, summary
 from .pretraining import HasBase, pretrain
 
 
@@ -37,14 +38,41 @@ def run(settings: Settings) -> None:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     known = backbone(settings.model)
-    kind = run_of(known)
-    quantise.check_quantisation(settings.memory.quantize)
-    optimizers.check_optimizer(settings.training.optimizer)
-    folder, changes = open_folder(settings)
-    if finished(settings, folder):
+    if not is_wanted(settings):
         return
+    checks.check(settings)
+    folder, changes = open_folder(settings)
     with lock.held(folder):
-        distil(settings, known, kind, folder, changes)
+        distil(settings, known, run_of(known), folder, changes)
+
+
+def dry_run(settings: Settings) -> None:
+    """All that a run does before it makes or loads anything.  Raises TrainerError."""
+    with redirect_stdout(sys.stderr):
+        if is_wanted(settings):
+            checks.check(settings)
+            if (settings.folder / ".lock").exists():
+                with lock.held(settings.folder):  # by nobody else
+                    pass
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether the folder can hold the run, which is not finished; nothing is made.  Raises TrainerError."""
+    name, folder = settings.run.name, settings.folder
+    if settings.mode == "base" and not isinstance(run_of(backbone(settings.model)), HasBase):
+        own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
+        raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
+    if not name or Path(name).name != name or name.startswith(".") or "\0" in str(folder):
+        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes")
+    if why := checks.not_writable(folder):
+        raise TrainerError(f"--out {settings.run.out}: {folder} {why}; expected a writable folder")
+    if (folder / "config.json").exists():
+        resume.changes(settings, read_settings(folder))
+    if settings.mode != "base":
+        return not finished(settings, folder)
+    if done := (folder / "metrics.json").exists():
+        print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
+    return not done
 
 
 def finished(settings: Settings, folder: Path) -> bool:
@@ -72,10 +100,7 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
     accelerator = start_accelerator(settings, folder)
     if changes:
         accelerator.print(f"other settings than before: {changes}")
-    table.check_machine(settings, accelerator.device)
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
-    if settings.mode == "lora":  # a mistake is found before hours of encoding
-        known.lora_targets(memory.skeleton(known), settings.adapter.targets)
     prepared = kind.prepare(settings, folder, accelerator, log)
     model = resume.fingerprint(prepared.model)
     with torch.random.fork_rng():
@@ -126,14 +151,12 @@ def run_base(settings: Settings) -> None:
     """Train a base as the settings say, from wherever an earlier call with the same ones left off.  Raises TrainerError."""
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    kind = run_of(backbone(settings.model))
-    if not isinstance(kind, HasBase):
-        own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
-        raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
-    folder, changes = open_folder(settings)
-    if (folder / "metrics.json").exists():
-        print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
+    if not is_wanted(settings):
         return
+    checks.check(settings)
+    kind = run_of(backbone(settings.model))
+    assert isinstance(kind, HasBase)  # else it is not wanted
+    folder, changes = open_folder(settings)
     with lock.held(folder):
         make_base(settings, kind, folder, changes)
 
@@ -244,17 +267,13 @@ def seconds(rows: list[dict]) -> dict[str, float]:
 def open_folder(settings: Settings) -> tuple[Path, str]:
     """The run's folder, made if need be, and what is other than it was there, in words.
 
-    Raises TrainerError where it is unusable or holds a run that these settings cannot go on with.
+    Raises TrainerError where it cannot be made or holds a run that these settings cannot go on with.
     """
-    name, out, folder = settings.run.name, settings.run.out, settings.folder
-    if not name or Path(name).name != name or name.startswith("."):
-        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes")
+    out, folder = settings.run.out, settings.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"--out {out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    if not os.access(folder, os.W_OK):
-        raise TrainerError(f"--out {out}: {folder} cannot be written to; expected a writable folder")
     return folder, resume.changes(settings, read_settings(folder)) if (folder / "config.json").exists() else ""
 
 
@@ -272,8 +291,6 @@ def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
     tracker: str = settings.logging.tracker
     if tracker == "auto":
         tracker = "tensorboard" if find_spec("tensorboard") else "none"
-    elif tracker != "none" and not find_spec(tracker):
-        raise TrainerError(f"--tracker {tracker}: is not installed; pip install {tracker}, or --tracker none")
     accelerator = Accelerator(
         mixed_precision="no",  # settings.memory.dtype decides, not what accelerate was configured with
         log_with=None if tracker == "none" else tracker,
@@ -281,14 +298,14 @@ def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
         # buffers are constants, and processes need not make equally many forwards
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    check_launch(settings, accelerator)
+    check_launch(accelerator)
     if tracker != "none":
         accelerator.init_trackers(settings.run.name)
     return accelerator
 
 
-def check_launch(settings: Settings, accelerator: Accelerator) -> None:
-    """Raises TrainerError for a way of distributing that these settings cannot be trained in."""
+def check_launch(accelerator: Accelerator) -> None:
+    """Raises TrainerError for a way of distributing that is not known here (see checks.launch, too)."""
     kind = accelerator.distributed_type
     if kind == DistributedType.NO or "MULTI" in kind.value:
         return
@@ -296,7 +313,3 @@ def check_launch(settings: Settings, accelerator: Accelerator) -> None:
         raise TrainerError(
             f"accelerate is configured for {kind.value}; expected DDP (--multi_gpu) or --use_fsdp --fsdp_version 2"
         )
-    now = settings.flat()
-    for name, value in dict(quantize="none", block_swap=0, optimizer="adamw").items():
-        if now[name] != value:
-            raise TrainerError(f"{flag(name)} is {now[name]}; expected {value} with FSDP, which shards plain weights")

@@ -1,0 +1,357 @@
+"""Everything that can be known before work: one list of checks, each a small function; a run and --dry-run go through the same.
+
+A check yields what it finds, or raises TrainerError; nothing is fetched, made, encoded or loaded, and all is said in one go.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from twinflow.weights import WeightsError, read_header
+
+from .. import TrainerError, data
+from ..backbones import Backbone, backbone, sources
+from ..config import Settings, flag, notice
+from ..data.buckets import Buckets
+from ..data.image_files import Broken, size
+from ..data.report import Report
+from ..data.row import Row
+from ..plan import disk, memory, table
+from ..plan.card import Card, card
+from ..plan.memory import GIB, Plan, skeleton
+from ..training import optimizers
+from ..training.disk import short
+from ..weights import quantise
+from ..weights.block_swap import blocks_of
+from . import run_of
+
+NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.18", "torch": "2.6", "transformers": "4.51"}
+WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw")  # which shards plain weights
+
+
+class Facts:
+    """What the checks ask about a run, found out when it is first asked for.  Raises TrainerError then."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.published = settings, backbone(settings.model)
+        self.kind: Any = run_of(self.published)
+
+    def reads(self, name: str) -> bool:
+        """Whether the model reads this option or section."""
+        return name not in self.published.unread
+
+    @cached_property
+    def known(self) -> Backbone:
+        """The backbone of the size that --source has."""
+        own, base = self.settings, self.settings.base.path
+        source = own.data.source if self.reads("data") else str(base or "")
+        model = self.published.outline(source) if source else None
+        return self.published.sized(model) if model is not None else self.published
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return usable_rows(self, self.settings.data.data, "--data")
+
+    @cached_property
+    def plan(self) -> Plan:
+        return memory.plan(self.known, self.settings, cards())
+
+    @cached_property
+    def card(self) -> Card | None:
+        return card()
+
+
+def check(settings: Settings, notify: Callable[[str], None] = notice) -> None:
+    """Raises TrainerError with all that is found, a line each.  notify: is told what may be meant."""
+    facts, found = Facts(settings), list[str]()
+    for own in CHECKS:
+        try:
+            found += own(facts, notify) or ()
+        except (TrainerError, WeightsError) as error:
+            found.append(str(error))
+        if found and own is machine:  # all else is for another machine
+            break
+    if found := list(dict.fromkeys(found)):
+        raise TrainerError("\nerror: ".join(found))
+
+
+def machine(facts: Facts, notify: Callable) -> Iterator[str]:
+    """A published model where there is no GPU.  (What the user has made small is welcome.)"""
+    settings, published = facts.settings, bool(facts.published.core.models[facts.settings.model])
+    source = settings.data.source
+    if has_gpu() or not published or (source and not sources.is_hub_id(source)):
+        return
+    it = memory.plan(facts.published, settings)
+    largest = sorted(it.items.items(), key=lambda item: -item[1])[:3]
+    shares = ", ".join(f"{name} {value / GIB:.1f}" for name, value in largest)
+    yield (
+        f"{settings.model} needs a GPU, and PyTorch sees none here: as it is set, this run takes {it.total / GIB:.0f} GiB on "
+        f"the card ({shares}, ...; --plan lists the cards that would do); to try the trainer on this machine: --model digits"
+    )
+
+
+def has_gpu() -> bool:
+    return torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+
+
+def packages(facts: Facts, notify: Callable) -> Iterator[str]:
+    settings = facts.settings
+    for name, least in NEEDED.items():
+        if numbers(found := version_of(name)) < numbers(least):
+            yield f"{name} {found or 'is not installed'}; expected {least} or newer (pip install -U 'twinflow[trainer]')"
+    tracker = settings.logging.tracker
+    if tracker not in ("auto", "none") and not find_spec(tracker):
+        yield f"--tracker {tracker}: is not installed; pip install {tracker}, or --tracker none"
+    wanted = {}
+    if settings.mode != "base":
+        quantise.check_quantisation(settings.memory.quantize)
+        optimizers.check_optimizer(settings.training.optimizer)
+        wanted |= {quantise.PACKAGE.get(settings.memory.quantize): f"--quantize {settings.memory.quantize}"}
+        wanted |= {"torchao": "--optimizer adamw8bit"} if settings.training.optimizer == "adamw8bit" else {}
+    for package, option in wanted.items():
+        if package and (why := not_importable(package)):
+            yield f"{option}: {package} cannot be imported ({why}); pip install -U {package}, or another {option.split()[0]}"
+    for package, name in getattr(facts.kind, "packages", {}).items():
+        if not find_spec(package):
+            yield f"--model {settings.model}: needs {package}, which is not installed; pip install {name}"
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:2]))
+
+
+def not_importable(package: str) -> str:
+    """Why; "" where it is."""
+    try:
+        import_module(package)
+    except Exception as error:  # whatever a package does that was built for another machine
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""
+
+
+def launch(facts: Facts, notify: Callable) -> Iterator[str]:
+    """What accelerate's FSDP cannot shard."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        now = facts.settings.flat()
+        for name, value in WITH_FSDP.items():
+            if now[name] != value:
+                yield f"{flag(name)} is {now[name]}; expected {value} with FSDP, which shards plain weights"
+
+
+def cards() -> int:
+    """Over which FSDP shards."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return max(1, int(os.environ.get("WORLD_SIZE", "1"))) if fsdp else 1
+
+
+def source(facts: Facts, notify: Callable) -> None:
+    """The headers of --source or --base: family, layout, completeness; and what must lie beside --base."""
+    _ = facts.known
+    path, beside = facts.settings.base.path, getattr(facts.kind, "beside", "")
+    if path and beside:
+        read_header(path.parent / beside)
+
+
+def encoders(facts: Facts, notify: Callable) -> Iterator[str]:
+    """The files of the text encoders and the autoencoder, as far as they are here."""
+    if not facts.reads("data"):
+        return
+    facts.kind.check_encoders(facts.settings)
+    own, files = facts.settings.data, list[Path]()
+    for look in (facts.published.text_files, facts.published.image_files):
+        try:
+            with sources.headers_only(fetch=False):
+                files += look(own.encoders or own.source)
+        except sources.NotHere:
+            pass
+    for path in files:
+        try:
+            if path.suffix == ".safetensors":
+                read_header(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+        except WeightsError as error:
+            yield str(error)
+        except (OSError, ValueError) as error:
+            yield f"{path}: cannot be read ({error}); expected JSON, as in a diffusers model"
+
+
+def training_data(facts: Facts, notify: Callable) -> Iterator[str]:
+    if not facts.reads("data"):
+        return
+    if not facts.settings.data.data:
+        yield "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt"
+    else:
+        _ = facts.rows
+
+
+def validation_data(facts: Facts, notify: Callable) -> None:
+    if facts.reads("validation") and (data := facts.settings.logging.validation):
+        usable_rows(facts, data, "--validation")
+
+
+def prompts(facts: Facts, notify: Callable) -> None:
+    if facts.reads("prompts") and (data := facts.settings.logging.prompts):
+        usable_rows(facts, data, "--prompts", image_free=True)
+
+
+def usable_rows(facts: Facts, where: str, option: str, **changes: Any) -> list[Row]:
+    """The rows of a source, of which one at least can be used.  Raises TrainerError."""
+    request, report = facts.kind.request(facts.settings, where, **changes), Report()
+    try:
+        found = data.look(request, report)
+    except TrainerError as error:
+        raise TrainerError(f"{option}: {str(error).removeprefix('data: ')}") from None
+    for row in found:
+        try:
+            for image in ([] if request.image_free else [row.target], row.references if request.edit else []):
+                [size(own.read()) for own in image if own]
+            return found
+        except Broken as fault:
+            report.skip("broken image", f"{row.name} ({fault})")
+        except OSError as error:
+            report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
+    what = "prompts" if request.image_free else "images with captions"
+    raise TrainerError(f"{option}: {where!r} holds no usable row ({report}); expected {what}")
+
+
+def resolution(facts: Facts, notify: Callable) -> Iterator[str]:
+    if not facts.reads("data"):
+        return
+    own, known = facts.settings.data, facts.known
+    if own.resolution % known.pixels:
+        yield f"--resolution is {own.resolution}; expected a multiple of {known.pixels} for {known.name}"
+        return
+    buckets = Buckets(own.resolution, known.pixels, own.aspect)
+    if facts.settings.objective.image_free:
+        buckets.parse(own.aspects)
+    longest, most = max(map(max, buckets.sizes())), known.longest(skeleton(known))
+    if own.resolution > most:
+        yield f"--resolution is {own.resolution}; expected at most {most} for {known.name}"
+    elif longest > most:
+        yield (
+            f"--resolution {own.resolution} with --aspect {own.aspect:g} makes images of up to {longest} px; expected at most "
+            f"{most} for {known.name}, so a smaller one of the two"
+        )
+
+
+def targets(facts: Facts, notify: Callable) -> None:
+    if facts.settings.mode == "lora":
+        facts.known.lora_targets(skeleton(facts.known), facts.settings.adapter.targets)
+
+
+def block_swap(facts: Facts, notify: Callable) -> Iterator[str]:
+    if (wanted := facts.settings.memory.block_swap) > (most := len(blocks_of(skeleton(facts.known)))):
+        yield f"--block-swap is {wanted}; expected at most {most}, the blocks of {facts.known.name}"
+
+
+def on_the_card(facts: Facts, notify: Callable) -> Iterator[str]:
+    """Whether the plan fits the card that is there, and the card computes as asked."""
+    own, settings = facts.card, facts.settings
+    if own is None or settings.mode == "base":
+        return
+    if not own.is_supported:
+        yield (
+            f"{own.name} has compute capability {own.level}, for which this PyTorch ({torch.__version__}) is not built "
+            f"({' '.join(own.built)}); install a build of PyTorch that has it"
+        )
+    if settings.memory.dtype == "bf16" and own.capability < (8, 0):
+        notify(f"{own.name} (compute capability {own.level}) has no bfloat16 units: --dtype bf16 is emulated, and slow")
+    need = facts.plan.peak
+    if need - memory.RESERVE > own.total:
+        flags = table.advice(facts.known, settings, own.total / GIB, cards())
+        help = f"it would fit with {flags}" if flags else "no option makes it fit; --plan lists the cards that would do"
+        yield f"this run takes about {need / GIB:.1f} GiB of {own.name}, which has {own.total / GIB:.1f} GiB; {help}"
+    elif need > own.free:
+        notify(
+            f"this run takes about {need / GIB:.1f} GiB of {own.name}, of which {own.free / GIB:.1f} GiB are free; it may "
+            "run out of memory: close what else uses the card, or see --plan"
+        )
+
+
+def in_host_memory(facts: Facts, notify: Callable) -> None:
+    if facts.card is None or facts.settings.mode == "base":
+        return
+    if (need := facts.plan.host_peak) > (there := psutil.virtual_memory().total):
+        notify(
+            f"this run takes about {need / GIB:.0f} GiB of host memory, of which this machine has {there / GIB:.0f} GiB; "
+            "it may run out of memory, see --plan"
+        )
+
+
+def on_disk(facts: Facts, notify: Callable) -> Iterator[str]:
+    """Whether the caches, checkpoints and weights files to come have space."""
+    settings, known = facts.settings, facts.known
+    if settings.mode == "base":
+        return
+    saved = disk.states(known, settings), disk.weights(known, settings)
+    there = size_of(settings.folder / "checkpoints")
+    needs = [(settings.folder, max(0, sum(own.total for own in saved) - there), "checkpoints and weights files")]
+    if facts.reads("data"):
+        folder = facts.kind.cache_folder(settings)
+        captions = [row.captions[0] for row in facts.rows]
+        done = sum(1 for _ in (folder / "captions").glob("*/*"))  # more or less of these
+        needs.append((folder, disk.cache(known, settings, captions[done:]), "encoded images and captions"))
+    by_disk: dict[int, list] = {}
+    for path, need, what in needs:
+        by_disk.setdefault(above(path).stat().st_dev, []).append((path, need, what))
+    for found in by_disk.values():
+        total, free = sum(need for _, need, _ in found), psutil.disk_usage(str(above(found[0][0]))).free
+        if total > free:
+            parts = " and ".join(f"{short(need)} of {what} ({path})" for path, need, what in found if need)
+            yield (
+                f"the disk has {short(free)} free, and this run puts about {parts} on it; free some space, use another disk "
+                "(--out, --cache), or keep fewer (--keep, --keep-weights, --save-every)"
+            )
+
+
+def above(path: Path) -> Path:
+    """The nearest folder that exists."""
+    return next(p for p in chain([path], path.absolute().parents) if p.is_dir())
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in it."""
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+
+
+def cache_folder(facts: Facts, notify: Callable) -> Iterator[str]:
+    if facts.reads("data"):
+        folder = facts.kind.cache_folder(facts.settings)
+        if why := not_writable(folder):
+            yield f"--cache: {folder} {why}; expected a writable folder"
+
+
+def not_writable(folder: Path) -> str:
+    """Why a folder cannot be made, or written into; "" where it can."""
+    parents = [folder, *folder.absolute().parents]
+    there = next((p for p in parents if os.path.lexists(p)), None)
+    if there is None or not there.is_dir():
+        return f"cannot be made ({there} is no folder)"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return "cannot be written to" if there == folder else f"cannot be made ({there} cannot be written to)"
+    return ""
+
+
+CHECKS = (
+    machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, targets, block_swap,
+    cache_folder, on_disk, on_the_card, in_host_memory,
+)  # fmt: skip
