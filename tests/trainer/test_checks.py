@@ -39,7 +39,6 @@ SMALL = {
     ),
     "a published base": ("base", ["--model", "sana"], ["--model sana has a published base"]),
     "a name": ("base", ["--model", "emoji", "--name", "a/b"], ["--name is 'a/b'"]),
-    "no GPU": ("full", ["--model", "sd3.5", "--data", "nowhere"], ["sd3.5 needs a GPU"]),
 }
 
 
@@ -50,6 +49,20 @@ def test_a_dry_run_ends_as_the_run_does(name, tmp_path, capsys, monkeypatch):
     code, errors = ends(mode, [*options, "--out", str(tmp_path / "runs"), "--threads", "1"], capsys)
     assert code == 2 and all(any(word in line for line in errors) for word in words), errors
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_dry_run_may_yet_be_without_a_gpu_and_data(tmp_path, capsys):
+    """It says what a run would end with, and finds all else."""
+    options = ["--model", "sana-0.6b", "--out", str(tmp_path / "runs"), "--resolution", "256"]
+    assert main("lora", [*options, "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert main("lora", options) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "needs a GPU" in error and error.removeprefix("error: ") in told and "--data is empty" in told
+    assert main("lora", [*options, "--dry-run", "--block-swap", "99", "--data", "nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert "--block-swap is 99; expected at most 28" in error and "--data: nowhere does not exist" in error
 
 
 def test_all_is_said_in_one_go(tmp_path, capsys, monkeypatch):

@@ -75,7 +75,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def sized(self, model: nn.Module) -> "Backbone":
+    def sized(self, model: nn.Module) -> Any:
         """This one, but of the size of a model that load or outline gave, for the plan."""
         ...
 

@@ -146,7 +146,7 @@ class DiffusersBackbone:
                 return None
             raise
 
-    def sized(self, model: nn.Module) -> "DiffusersBackbone":
+    def sized(self, model: nn.Module) -> Any:
         """This backbone, but of the size of a model that load or outline gave."""
         config: Any = getattr(model, "config", None)
         if config is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import auth_check, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from torch import Tensor, nn
 
@@ -86,6 +86,14 @@ def fetch(source: str, parts: tuple[str, ...], file: str = ".safetensors") -> Pa
     except (OSError, HfHubHTTPError) as error:
         if local:
             raise NotHere(f"model source {source!r}: has not been fetched") from None
+        raise TrainerError(f"model source {source!r}: {why_not(error)}; {EXPECTED}") from None
+
+
+def ask(source: str) -> None:
+    """Whether the hub has this repository, and lets us have it; nothing is fetched.  Raises TrainerError."""
+    try:
+        auth_check("/".join(source.split("/")[:2]))
+    except (OSError, HfHubHTTPError) as error:
         raise TrainerError(f"model source {source!r}: {why_not(error)}; {EXPECTED}") from None
 
 

@@ -72,12 +72,20 @@ class Facts:
         return card()
 
 
-def check(settings: Settings, notify: Callable[[str], None] = notice) -> None:
-    """Raises TrainerError with all that is found, a line each.  notify: is told what may be meant."""
+class Missing(str):
+    """What is found of a machine, or of data, that a dry run may yet be without: it only says so."""
+
+
+def check(settings: Settings, notify: Callable[[str], None] = notice, *, dry: bool = False) -> None:
+    """Raises TrainerError with all that is found, a line each.  notify: is told what may be meant, or is yet missing."""
     facts, found = Facts(settings), list[str]()
     for own in CHECKS:
         try:
-            found += own(facts, notify) or ()
+            for text in own(facts, notify) or ():
+                if dry and isinstance(text, Missing):
+                    notify(f"a run would end here: {text}")
+                else:
+                    found.append(text)
         except (TrainerError, WeightsError) as error:
             found.append(str(error))
         if found and own is machine:  # all else is for another machine
@@ -95,7 +103,7 @@ def machine(facts: Facts, notify: Callable) -> Iterator[str]:
     it = memory.plan(facts.published, settings)
     largest = sorted(it.items.items(), key=lambda item: -item[1])[:3]
     shares = ", ".join(f"{name} {value / GIB:.1f}" for name, value in largest)
-    yield (
+    yield Missing(
         f"{settings.model} needs a GPU, and PyTorch sees none here: as it is set, this run takes {it.total / GIB:.0f} GiB on "
         f"the card ({shares}, ...; --plan lists the cards that would do); to try the trainer on this machine: --model digits"
     )
@@ -165,6 +173,9 @@ def cards() -> int:
 def source(facts: Facts, notify: Callable) -> None:
     """The headers of --source or --base: family, layout, completeness; and what must lie beside --base."""
     _ = facts.known
+    own = facts.settings.data.source
+    if facts.reads("data") and sources.is_hub_id(own) and has_gpu() and facts.published.outline(own) is None:
+        sources.ask(own)
     path, beside = facts.settings.base.path, getattr(facts.kind, "beside", "")
     if path and beside:
         read_header(path.parent / beside)
@@ -198,7 +209,8 @@ def training_data(facts: Facts, notify: Callable) -> Iterator[str]:
     if not facts.reads("data"):
         return
     if not facts.settings.data.data:
-        yield "--data is empty; expected a folder of images with captions, .jsonl, .parquet or, with --image-free, .txt"
+        expected = "a folder of images with captions, a table (.jsonl, .csv, .parquet) or, with --image-free, a .txt file"
+        yield Missing(f"--data is empty; expected {expected}")
     else:
         _ = facts.rows
 
@@ -307,7 +319,7 @@ def on_disk(facts: Facts, notify: Callable) -> Iterator[str]:
     needs = [(settings.folder, max(0, sum(own.total for own in saved) - there), "checkpoints and weights files")]
     if facts.reads("data"):
         folder = facts.kind.cache_folder(settings)
-        captions = [row.captions[0] for row in facts.rows]
+        captions = [row.captions[0] for row in facts.rows] if settings.data.data else []
         done = sum(1 for _ in (folder / "captions").glob("*/*"))  # more or less of these
         needs.append((folder, disk.cache(known, settings, captions[done:]), "encoded images and captions"))
     by_disk: dict[int, list] = {}

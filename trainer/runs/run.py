@@ -50,7 +50,7 @@ def dry_run(settings: Settings) -> None:
     """All that a run does before it makes or loads anything.  Raises TrainerError."""
     with redirect_stdout(sys.stderr):
         if is_wanted(settings):
-            checks.check(settings)
+            checks.check(settings, dry=True)
             if (settings.folder / ".lock").exists():
                 with lock.held(settings.folder):  # by nobody else
                     pass
