@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..backbones import Backbone
 from ..config import DTYPES, Settings
-from .memory import OPTIMIZERS, Trained, image_size, numbers, skeleton, text_width, trained
+from .memory import OPTIMIZERS, Trained, numbers, skeleton, text_width, trained
 
 LETTERS = 3  # of a caption to a token, at least; so that no cache is thought larger than it gets
 
@@ -50,10 +50,11 @@ def saves(settings: Settings) -> int:
     return ceil(settings.training.steps / settings.logging.save_every)
 
 
-def cache(backbone: Backbone, settings: Settings, captions: Iterable[str]) -> int:
-    """At least what rows with these captions take, each image once."""
+def cache(backbone: Backbone, settings: Settings, rows: Iterable[tuple[str, int]]) -> int:
+    """At least what rows of these captions and resolutions take, each image once."""
     size, wide = backbone.size, settings.torch_dtype.itemsize
     images = (not settings.objective.image_free) + size.references
-    latents = images * size.channels * (image_size(backbone, settings) // backbone.factor) ** 2
+    width = text_width(skeleton(backbone))
+    latents = lambda pixels: images * size.channels * (pixels // backbone.factor) ** 2
     tokens = lambda text: min(len(text) // LETTERS, size.tokens)
-    return wide * sum(latents + tokens(text) * text_width(skeleton(backbone)) for text in captions)
+    return wide * sum(latents(pixels) + tokens(text) * width for text, pixels in rows)

@@ -16,10 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..backbones import Backbone
-from ..backbones.images import ImageCodec
-from ..config import Settings
+from ..config import DTYPES, Settings
 
 GIB = 2**30
+TILE = 512  # pixels of a side, see backbones.images.tile
+VISITS = 2.5 * GIB  # of text encoders whose layers visit the card: the largest layer, the embeddings, what they compute with
+STORED = {"int8": 1.1, "nf4": 0.7}  # bytes of a weight, with the embeddings, which stay as they are
 
 
 class Live(TorchDispatchMode):
@@ -64,17 +66,11 @@ def images(backbone: Backbone, pixels: int, batch: int, dtype: torch.dtype, tile
             torch.set_default_dtype(default)
         weights = sum(p.numel() * p.element_size() for p in codec.vae.parameters())
         run: Callable[[Tensor], Any] = codec.decode if decode else codec.encode_image
-        cut = min(pixels, tile_of(codec)) if tiled else pixels  # the tiles' results are put together as blends, row by row
+        cut = min(pixels, TILE) if tiled else pixels  # the tiles' results are put together as blends, row by row
         side, channels = (cut // backbone.factor, backbone.size.channels) if decode else (cut, 3)
         with Live() as live:
             run(torch.zeros(batch, channels, side, side))
     return weights + live.most + (2 * batch * 3 * 4 * pixels**2 if tiled else 0)
-
-
-def tile_of(codec: ImageCodec) -> int:
-    """Pixels of a side of its tiles."""
-    vae: Any = codec.vae
-    return getattr(vae, "tile_sample_min_height", None) or getattr(vae, "tile_sample_min_size", 2**31)
 
 
 def stages(backbone: Backbone, settings: Settings, pixels: int) -> dict[str, float]:
@@ -82,12 +78,31 @@ def stages(backbone: Backbone, settings: Settings, pixels: int) -> dict[str, flo
     size, own = backbone.size, settings.data
     if not size.has_encoders:
         return {}
-    batch = own.encode_batch
-    pictures = not settings.objective.image_free or backbone.edits
-    found = {f"encoding captions ({settings.memory.dtype})": size.text * GIB * settings.torch_dtype.itemsize / 2}
-    if pictures:
-        found[f"encoding images (fp32, batch {batch})"] = images(backbone, pixels, batch, torch.float32, False, False)
+    kind = settings.memory.dtype if own.encoders_dtype == "auto" else own.encoders_dtype
+    whole, where = text(backbone, settings), own.encoders_device
+    visits = where == "stream" or (where == "auto" and kind in DTYPES)
+    found = {}
+    if where != "cpu":
+        about = f"{kind}; {whole / GIB:.1f} GiB, what has no room visits" if visits else kind
+        found[f"captions ({about})"] = min(whole, VISITS) if visits else whole
+    if not settings.objective.image_free or backbone.edits:
+        tiled = ", tiled" if own.vae_tiling else ""
+        found[f"images ({own.vae_dtype}{tiled}, batch {own.encode_batch})"] = images(
+            backbone, pixels, own.encode_batch, DTYPES[own.vae_dtype], own.vae_tiling, False
+        )
     return found
+
+
+def text(backbone: Backbone, settings: Settings) -> float:
+    """Bytes of the text encoders' weights where they compute."""
+    kind = settings.memory.dtype if settings.data.encoders_dtype == "auto" else settings.data.encoders_dtype
+    width = DTYPES[kind].itemsize if kind in DTYPES else STORED[kind]
+    return backbone.size.text * GIB * width / 2
+
+
+def text_in_host(backbone: Backbone, settings: Settings) -> float:
+    """Bytes of them as they are loaded; some may stay."""
+    return backbone.size.text * GIB * settings.torch_dtype.itemsize / 2
 
 
 def decoding(backbone: Backbone, pixels: int) -> int:

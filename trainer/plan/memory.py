@@ -138,7 +138,8 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
     decoding = encoding.decoding(backbone, pixels) if settings.logging.sample_every else 0
     state = copy + items.get("averages (EMA)", 0.0) + items[f"optimiser ({training.optimizer})"]
     loading = max(loaded - sum(away), state)
-    host = {"programs": PROGRAMS, "resting blocks": sum(away), "the model as it is loaded, or a save": loading}
+    texts = encoding.text_in_host(backbone, settings)
+    host = {"programs": PROGRAMS, "the text encoders, then the model, as they are loaded": max(texts, sum(away) + loading)}
     grids = (resident + decoding + RESERVE) * bool(decoding)
     real = lambda values: {name: value for name, value in values.items() if value}
     return Plan(base, count, real(items), before, grids, real(host), cache_row(backbone, pixels))

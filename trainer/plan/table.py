@@ -15,9 +15,11 @@ from . import disk
 from .memory import GIB, Plan, image_size, plan, skeleton
 
 CARDS = (12, 16, 24, 48, 80)  # GiB
-ENCODING: list[tuple[str, dict[str, Any]]] = [  # what makes encoding lighter, the least painful first
-    ("", {}),
-    ("--encode-batch 1", {"data.encode_batch": 1}),
+ENCODING: list[dict[str, Any]] = [  # what makes encoding lighter, the least painful first
+    {},
+    dict(encoders_device="auto", encode_batch=1),
+    dict(encoders_device="auto", encode_batch=1, vae_tiling=True),
+    dict(encoders_device="auto", encode_batch=1, vae_tiling=True, vae_dtype="bf16"),
 ]
 Change = tuple[int, str, dict[str, Any]]  # how painful, the flags that make it, the settings by section and name
 
@@ -66,8 +68,10 @@ def changed(settings: Settings, values: dict[str, Any]) -> Settings:
 def advice(known: Backbone, settings: Settings, card: float, cards: int = 1) -> str | None:
     """The flags with which the run fits a card of so many GiB: "" where it does as it is, None where none helps."""
     lighter, extra = settings, ""
-    for extra, values in ENCODING:  # noqa: B007  the last one, where none is enough
-        lighter = changed(settings, values)
+    for values in ENCODING:  # the last one, where none is enough
+        new = {name: value for name, value in values.items() if getattr(settings.data, name) != value}
+        extra = " ".join(f"--{n.replace('_', '-')}" + ("" if v is True else f" {v}") for n, v in new.items())
+        lighter = changed(settings, {f"data.{name}": value for name, value in new.items()})
         if max(plan(known, lighter, cards).encoding.values(), default=0) <= card * GIB:
             break
     for flags, new, many in changes(lighter, cards, len(blocks_of(skeleton(known)))):
@@ -94,7 +98,7 @@ def plan_text(settings: Settings, cards: int = 1) -> str:
         *gib(it.items | {sum_up: it.total}),
     ]
     if others := it.encoding | ({"a sample grid": it.grids} if it.grids else {}):
-        lines += ["", "before that and between, one after the other, each with the reserve", *gib(others)]
+        lines += ["", "before that and between, one after the other, each with the reserve: encoding", *gib(others)]
     lines += ["", f"the whole run takes {it.peak / GIB:.1f} GiB of {'each' if cards > 1 else 'the'} card", ""]
     lines += [f"host memory{' of each process' if cards > 1 else ''}", *gib(it.host | {"together": it.host_peak}), ""]
     lines += ["on disk", *on_disk(known, settings, it), ""]

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +36,7 @@ from ..training.disk import short
 from ..weights import quantise
 from ..weights.block_swap import blocks_of
 from . import run_of
+from .encoders import check as check_encoders
 
 NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.18", "torch": "2.6", "transformers": "4.51"}
 WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw")  # which shards plain weights
@@ -61,7 +63,8 @@ class Facts:
 
     @cached_property
     def rows(self) -> list[Row]:
-        return usable_rows(self, self.settings.data.data, "--data")
+        own = self.settings.data
+        return usable_rows(self, own.data, "--dataset" if own.dataset else "--data", dataset=own.dataset)
 
     @cached_property
     def plan(self) -> Plan:
@@ -126,6 +129,9 @@ def packages(facts: Facts, notify: Callable) -> Iterator[str]:
         quantise.check_quantisation(settings.memory.quantize)
         optimizers.check_optimizer(settings.training.optimizer)
         wanted |= {quantise.PACKAGE.get(settings.memory.quantize): f"--quantize {settings.memory.quantize}"}
+        if facts.reads("data"):
+            kind = settings.data.encoders_dtype
+            wanted |= {quantise.PACKAGE.get(kind): f"--encoders-dtype {kind}"}
         wanted |= {"torchao": "--optimizer adamw8bit"} if settings.training.optimizer == "adamw8bit" else {}
     for package, option in wanted.items():
         if package and (why := not_importable(package)):
@@ -186,6 +192,7 @@ def encoders(facts: Facts, notify: Callable) -> Iterator[str]:
     if not facts.reads("data"):
         return
     facts.kind.check_encoders(facts.settings)
+    check_encoders(facts.settings, torch.device("cpu"))
     own, files = facts.settings.data, list[Path]()
     for look in (facts.published.text_files, facts.published.image_files):
         try:
@@ -208,9 +215,9 @@ def encoders(facts: Facts, notify: Callable) -> Iterator[str]:
 def training_data(facts: Facts, notify: Callable) -> Iterator[str]:
     if not facts.reads("data"):
         return
-    if not facts.settings.data.data:
+    if not facts.settings.data.data and not facts.settings.data.dataset:
         expected = "a folder of images with captions, a table (.jsonl, .csv, .parquet) or, with --image-free, a .txt file"
-        yield Missing(f"--data is empty; expected {expected}")
+        yield Missing(f"--data is empty; expected {expected} (or --dataset FILE)")
     else:
         _ = facts.rows
 
@@ -222,12 +229,13 @@ def validation_data(facts: Facts, notify: Callable) -> None:
 
 def prompts(facts: Facts, notify: Callable) -> None:
     if facts.reads("prompts") and (data := facts.settings.logging.prompts):
-        usable_rows(facts, data, "--prompts", image_free=True)
+        usable_rows(facts, data, "--prompts", image_free=True, trigger="", shuffle_tags=1)
 
 
 def usable_rows(facts: Facts, where: str, option: str, **changes: Any) -> list[Row]:
     """The rows of a source, of which one at least can be used.  Raises TrainerError."""
-    request, report = facts.kind.request(facts.settings, where, **changes), Report()
+    request = replace(facts.kind.request(facts.settings, where, **changes), multiple=1)  # which is looked at by itself
+    report = Report()
     try:
         found = data.look(request, report)
     except TrainerError as error:
@@ -242,27 +250,32 @@ def usable_rows(facts: Facts, where: str, option: str, **changes: Any) -> list[R
         except OSError as error:
             report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
     what = "prompts" if request.image_free else "images with captions"
-    raise TrainerError(f"{option}: {where!r} holds no usable row ({report}); expected {what}")
+    raise TrainerError(f"{option}: {request.dataset or where!r} holds no usable row ({report}); expected {what}")
 
 
 def resolution(facts: Facts, notify: Callable) -> Iterator[str]:
     if not facts.reads("data"):
         return
     own, known = facts.settings.data, facts.known
-    if own.resolution % known.pixels:
+    if not own.dataset and own.resolution % known.pixels:
         yield f"--resolution is {own.resolution}; expected a multiple of {known.pixels} for {known.name}"
         return
-    buckets = Buckets(own.resolution, known.pixels, own.aspect)
-    if facts.settings.objective.image_free:
-        buckets.parse(own.aspects)
-    longest, most = max(map(max, buckets.sizes())), known.longest(skeleton(known))
-    if own.resolution > most:
-        yield f"--resolution is {own.resolution}; expected at most {most} for {known.name}"
-    elif longest > most:
-        yield (
-            f"--resolution {own.resolution} with --aspect {own.aspect:g} makes images of up to {longest} px; expected at most "
-            f"{most} for {known.name}, so a smaller one of the two"
-        )
+    asked = {side for row in facts.rows for side in row.source.resolutions} if own.dataset else {own.resolution}
+    for side in sorted(asked):
+        if side % known.pixels:
+            yield f"--dataset {own.dataset}: resolution is {side}; expected a multiple of {known.pixels} for {known.name}"
+            continue
+        buckets = Buckets(side, known.pixels, own.aspect)
+        if facts.settings.objective.image_free:
+            buckets.parse(own.aspects)
+        longest, most = max(map(max, buckets.sizes())), known.longest(skeleton(known))
+        if side > most:
+            yield f"--resolution is {side}; expected at most {most} for {known.name}"
+        elif longest > most:
+            yield (
+                f"--resolution {side} with --aspect {own.aspect:g} makes images of up to {longest} px; expected at most {most} "
+                f"for {known.name}, so a smaller one of the two"
+            )
 
 
 def targets(facts: Facts, notify: Callable) -> None:
@@ -319,7 +332,8 @@ def on_disk(facts: Facts, notify: Callable) -> Iterator[str]:
     needs = [(settings.folder, max(0, sum(own.total for own in saved) - there), "checkpoints and weights files")]
     if facts.reads("data"):
         folder = facts.kind.cache_folder(settings)
-        captions = [row.captions[0] for row in facts.rows] if settings.data.data else []
+        rows = facts.rows if settings.data.data or settings.data.dataset else []
+        captions = [(row.captions[0], side) for row in rows for side in row.source.resolutions]
         done = sum(1 for _ in (folder / "captions").glob("*/*"))  # more or less of these
         needs.append((folder, disk.cache(known, settings, captions[done:]), "encoded images and captions"))
     by_disk: dict[int, list] = {}
