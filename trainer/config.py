@@ -67,8 +67,9 @@ class Data(Section):
         metavar="PATH",
     )  # fmt: skip
     encoders: str = option(
-        "", "text encoder and VAE: a diffusers folder or a hub id (default: those of --source, or as published)", metavar="PATH"
-    )
+        "", "text encoder and VAE: a diffusers folder, a hub id, or ComfyUI's single files, several by comma (default: those "
+        "of --source, or as published)", metavar="PATH",
+    )  # fmt: skip
     data: str = option(
         "", "training data: a folder of images with .txt captions, a table (.jsonl, .csv, .parquet), or with --image-free a "
         ".txt file of prompts; several by comma, and path*3 counts three times", metavar="PATH", top=True,

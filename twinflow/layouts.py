@@ -93,8 +93,12 @@ class Layout:
         out: dict[str, Tensor] = {}
         whole = {native: diffusers for diffusers, native in self.parameters}
         behind = self.names_behind(key.rpartition(".")[0] for key in tensors)
+        lifted = dict(self.ranks)
+        lifted |= {diffusers: lifted[native] for diffusers, native in self.parameters if native in lifted}
         for key, tensor in tensors.items():
             module, _, end = key.rpartition(".")
+            if key in lifted:
+                tensor = tensor.reshape(*[1] * (lifted[key] - tensor.ndim), *tensor.shape)
             if module not in behind:
                 out[whole.get(key, key)] = tensor
                 continue

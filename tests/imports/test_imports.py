@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-READ_FILES = {"twinflow.weights", "twinflow.prompts", "twinflow.words"}  # the modules that may need safetensors
+READ_FILES = {"twinflow.weights", "twinflow.prompts", "twinflow.quantised", "twinflow.words"}  # may need safetensors
 HEAVY = ("diffusers", "peft", "accelerate", "transformers", "trainer", "pydantic", "sklearn", "matplotlib")
 COMFY = (
     *("comfy", "comfy_api", "comfy_execution", "comfy_extras"),

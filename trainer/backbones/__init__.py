@@ -87,6 +87,10 @@ class Backbone(Protocol):
         """v (B, C, H, W) at x and the one time t (B,): 1 is noise, a negative time is on the fake trajectory."""
         ...
 
+    def check_encoders(self, asked: str) -> None:
+        """Raises TrainerError for a place among --encoders that holds nothing for this model."""
+        ...
+
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> TextEncoder: ...
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:

@@ -24,7 +24,7 @@ from twinflow.presets import SAMPLING, Sampling
 from twinflow.prompts import Prompt
 
 from .. import TrainerError
-from . import sources
+from . import encoder_sources, single_files, sources
 from .images import ImageCodec
 from .sizes import LONGEST, Size
 
@@ -61,9 +61,10 @@ class DiffusersBackbone:
     """A Backbone (see the package) whose parts are diffusers' classes; a subclass names them.
 
     sizes: of the published models, by name.  flags: settings without which the transformer is another: not every diffusers has
-    them.  markers: tensors of a file that say something of the model and are not its weights.  presets: of LoRA targets, a
-    regular expression of the full names of linear layers.  limits: how many tokens of a caption are read, by what reads them,
-    where the pipeline cuts it.
+    them.  single: the parts that ComfyUI has as single files, and their kinds there (see single_files).  vae_config: settings
+    that such an autoencoder does not tell.  markers: tensors of a file that say something of the model and are not its weights.
+    presets: of LoRA targets, a regular expression of the full names of linear layers.  limits: how many tokens of a caption are
+    read, by what reads them, where the pipeline cuts it.
     """
 
     core: ClassVar[Known]
@@ -77,6 +78,8 @@ class DiffusersBackbone:
     pipeline_class: ClassVar[str]
     vae_class: ClassVar[str]
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
+    single: ClassVar[dict[str, str]] = {}
+    vae_config: ClassVar[dict[str, Any]] = {}
     limits: ClassVar[dict[str, int]] = {}
     flags: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
@@ -115,7 +118,7 @@ class DiffusersBackbone:
     def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
         source = source or self.repository
-        tensors, folder = self.read(source)
+        tensors, folder = self.read(source, dtype)
         tensors = self.from_file(tensors)
         config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
         if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
@@ -161,9 +164,12 @@ class DiffusersBackbone:
         """Pixels of the longest side of an image that the model can take."""
         return LONGEST
 
-    def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
-        """The transformer's tensors by their names in the files, and the folder with its config.json if there is one."""
-        return sources.transformer_tensors(sources.fetch(source, ("transformer",)), source)
+    def read(self, source: str, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], Path | None]:
+        """The transformer's tensors by their names in the files, and the folder with its config.json if there is one.
+
+        dtype: of those that are quantised in the files.
+        """
+        return sources.transformer_tensors(sources.fetch(source, ("transformer",)), source, dtype)
 
     def settings_of(self, tensors: dict[str, Tensor], source: str) -> dict:
         try:
@@ -173,17 +179,23 @@ class DiffusersBackbone:
             raise TrainerError(f"model source {source!r}: is not a transformer of {self.name} (found {found}, ...)") from None
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
-        """The text encoders of a source, or of the published model where it has none.  Raises TrainerError."""
-        root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
+        """The text encoders of a source (see encoder_sources), or of the published model where it has none.
+
+        Raises TrainerError.
+        """
+        files = encoder_sources.single(source, self.text_kinds)
+        rest = tuple(part for part in self.text_parts if part not in files)
+        root, cls = self.parts_of(source, rest), getattr(diffusers, self.pipeline_class)
+        made = {part: single_files.build(self.single[part], file, dtype, sees=self.edits) for part, file in files.items()}
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
-        pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent), root, self.text_parts)
+        pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent, **made), root, rest)
         return PipelineEncoder(pipeline, self.encode_prompt).to(device)
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
         if not self.limits:
             return lambda text: {}
-        root, cls = self.parts_of(source, self.text_parts), getattr(diffusers, self.pipeline_class)
         parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
+        root, cls = self.parts_of(source, parts), getattr(diffusers, self.pipeline_class)
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
         pipeline = load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
 
@@ -194,25 +206,37 @@ class DiffusersBackbone:
 
     def image_codec(self, source: str = "", *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ImageCodec:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
+        if file := self.vae_file(source):
+            return ImageCodec(single_files.build(self.single["vae"], file, dtype, vae=self.vae_config).to(device))
         root, cls = self.parts_of(source, ("vae",)), getattr(diffusers, self.vae_class)
         return ImageCodec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
 
+    def check_encoders(self, asked: str) -> None:
+        """Raises TrainerError for a place among --encoders that holds nothing for this model."""
+        encoder_sources.check(self.name, asked, self.single, (*self.text_parts, "vae"), self.size.channels)
+
+    @property
+    def text_kinds(self) -> dict[str, str]:
+        return {part: kind for part, kind in self.single.items() if part != "vae"}
+
+    def vae_file(self, source: str) -> Path | None:
+        return encoder_sources.single(source, {p: k for p, k in self.single.items() if p == "vae"}).get("vae")
+
     def parts_of(self, source: str, parts: tuple[str, ...]) -> Path:
-        """The folder that holds these parts: the source if it is a whole model, else the published one."""
-        if source and not source.endswith((".safetensors", ".sft")):
-            root = sources.fetch(source, parts)
-            if (root / parts[0]).is_dir():
-                return root
-        return sources.fetch(self.repository, parts)
+        """The folder that holds these parts: of the source where it has them, else the published one."""
+        return encoder_sources.root_of(source, parts, self.repository)
 
     def text_files(self, source: str) -> list[Path]:
         """The files that decide what the text encoders give."""
-        root = self.parts_of(source, self.text_parts)
-        return [path for part in self.text_parts for path in (root / part).rglob("*")]
+        files = encoder_sources.single(source, self.text_kinds)
+        rest = tuple(part for part in self.text_parts if part not in files)
+        root = self.parts_of(source, rest)
+        return [*files.values(), *(path for part in rest for path in (root / part).rglob("*"))]
 
     def image_files(self, source: str) -> list[Path]:
         """The files that decide what the autoencoder gives."""
-        return list((self.parts_of(source, ("vae",)) / "vae").rglob("*"))
+        file = self.vae_file(source)
+        return [file] if file else list((self.parts_of(source, ("vae",)) / "vae").rglob("*"))
 
     def channels(self, model: Any) -> int:
         """Of the latents."""

@@ -95,10 +95,10 @@ class OpenUni(Sana):
         """With the guidance of the released configuration (a ratio of .8), at the size of the published model."""
         return dict(guidance=5.0, resolution=512)
 
-    def read(self, source: str) -> tuple[dict[str, Tensor], Path | None]:
+    def read(self, source: str, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], Path | None]:
         file = checkpoint(source)
         if file is None:
-            return super().read(source)
+            return super().read(source, dtype)
         tensors = read_checkpoint(file)
         if not any(name.startswith("transformer.") for name in tensors):  # of the pretraining: SANA as it was
             return sources.transformer_tensors(self.part(source, "transformer"), source)
@@ -115,6 +115,10 @@ class OpenUni(Sana):
         repository, wanted = PUBLISHED[name]
         root = sources.fetch(repository, wanted)
         return root / name if wanted == (name,) else root
+
+    def check_encoders(self, asked: str) -> None:
+        if not asked.endswith(".pth"):
+            super().check_encoders(asked)
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The language model in dtype and the connector in float32, of a source or as published.  Raises TrainerError."""

@@ -58,6 +58,7 @@ def unpack(patches: Tensor, grid: tuple[int, int], p: int) -> Tensor:
 class QwenImage(DiffusersBackbone):
     core = known.BACKBONE
     transformer_class, pipeline_class, vae_class = "QwenImageTransformer2DModel", "QwenImagePipeline", "AutoencoderKLQwenImage"
+    single = {"text_encoder": "qwen2.5-vl", "vae": "qwen-vae"}
     presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
     sizes = {"qwen-image": Size(dict(), channels=16, text=15.4)}
     limits: ClassVar[dict[str, int]] = {"the text encoder": 1024}  # from behind the template's start, its end counted

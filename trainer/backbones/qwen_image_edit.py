@@ -22,6 +22,7 @@ from .diffusers_model import PipelineEncoder, load_part
 from .qwen_image import QwenImage
 from .sizes import Size
 
+IMAGE, VISION = "<|image_pad|>", "<|vision_start|>"
 TIME_ZERO = "__index_timestep_zero__"  # how ComfyUI tells 2511: an empty tensor of this name in the file
 
 
@@ -43,17 +44,17 @@ class QwenImageEdit(QwenImage):
         return super().architecture(shapes) | ({"zero_cond_t": True} if TIME_ZERO in shapes else {})
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
-        root = self.parts_of(source, (*self.text_parts, "processor"))
-        encoder = super().text_encoder(str(root), dtype=dtype, device=device)
+        encoder, root = super().text_encoder(source, dtype=dtype, device=device), self.parts_of(source, ("processor",))
         pipeline = encoder.pipeline
         images = load_part(lambda: Qwen2VLImageProcessor.from_pretrained(root / "processor"), root, ("processor",))
         pipeline.processor = Processor(images, pipeline.tokenizer)
+        config = pipeline.text_encoder.config  # a single file has none
+        config.image_token_id, config.vision_start_token_id = pipeline.tokenizer.convert_tokens_to_ids([IMAGE, VISION])
         pipeline.text_encoder.register_forward_pre_hook(tell_images, with_kwargs=True)
         return encoder
 
     def text_files(self, source: str) -> list[Path]:
-        root = self.parts_of(source, (*self.text_parts, "processor"))
-        return super().text_files(str(root)) + list((root / "processor").glob("*"))
+        return super().text_files(source) + list((self.parts_of(source, ("processor",)) / "processor").glob("*"))
 
     def encode_prompt(self, pipeline: Any, text: str, device: torch.device, references: Sequence[Tensor] = ()) -> Prompt:
         """references: images (3, H, W) in [-1, 1]; the encoder sees them at the size that the pipeline gives them."""

@@ -24,6 +24,8 @@ class SD3(DiffusersBackbone):
     transformer_class, pipeline_class, vae_class = "SD3Transformer2DModel", "StableDiffusion3Pipeline", "AutoencoderKL"
     text_parts = tuple(f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3"))
     limits = {"CLIP": 77, "T5": 256}  # start and end counted; side by side these are the 333 of the transformer
+    single = {"text_encoder": "clip-l", "text_encoder_2": "clip-g", "text_encoder_3": "t5", "vae": "kl"}
+    vae_config = dict(scaling_factor=1.5305, shift_factor=0.0609)
     presets = {
         "attention": r"transformer_blocks\..*\.attn2?\..*",
         "attention+mlp": r"transformer_blocks\..*\.(attn2?|ff|ff_context)\..*",

@@ -1,6 +1,6 @@
 """Where a model's weights come from: a diffusers folder, one safetensors file, or the hub; only what is needed is fetched.
 
-A hub source is `owner/name`, or `owner/name/` and a folder or a .safetensors file inside that repository.
+A hub source is `owner/name`, or `owner/name/` and a folder or a .safetensors or .gguf file inside that repository.
 """
 
 import json
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
 from twinflow.layouts import PREFIXES, Layout, bare
-from twinflow.weights import load, read_header
 
 from .. import TrainerError
+from .packed import ENDINGS, WORK, WeightsFile, is_weights, open_weights
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
 SHARDS = "diffusion_pytorch_model.safetensors.index.json"
-# in a file's header
+# as files name them; what is quantised in a file is unpacked to bfloat16
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "BOOL": torch.bool,
 }  # fmt: skip
 _mode: ContextVar[str] = ContextVar("mode", default="")  # "headers", "local headers"
-EXPECTED = "expected a diffusers folder, a .safetensors file, or a hub id such as Qwen/Qwen-Image"
+EXPECTED = "expected a diffusers folder, a .safetensors or .gguf file, or a hub id such as Qwen/Qwen-Image"
 
 
 class NotHere(TrainerError):
@@ -50,21 +50,19 @@ def headers_only(*, fetch: bool) -> Iterator[None]:
         _mode.reset(token)
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """Those of a safetensors file.  Raises WeightsError."""
+def tensors_of(file: WeightsFile, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Those of a file; what is quantised there in dtype (None: bfloat16)."""
     if not _mode.get():
-        return load(file)
-    found = read_header(file).tensors
-    return {
-        name: torch.empty(shape, dtype=DTYPES.get(kind, torch.uint8), device="meta") for name, (kind, shape) in found.items()
-    }
+        return file.tensors(dtype=dtype)
+    kinds = {name: WORK if name in file.packed else DTYPES.get(kind, torch.uint8) for name, (kind, _) in file.entries.items()}
+    return {name: torch.empty(file.shapes[name], dtype=kind, device="meta") for name, kind in kinds.items()}
 
 
 def is_hub_id(source: str) -> bool:
     return not Path(source).expanduser().exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(/[^/.~][^~]*)?", source))
 
 
-def fetch(source: str, parts: tuple[str, ...], file: str = ".safetensors") -> Path:
+def fetch(source: str, parts: tuple[str, ...], file: str | tuple[str, ...] = ENDINGS) -> Path:
     """The local file or folder of a source.  Raises TrainerError.
 
     Of a hub repository only these parts are fetched, subfolders or patterns with a *; or one file that ends in `file`.
@@ -114,17 +112,28 @@ def folder_of(root: Path, part: str, source: str) -> Path:
     raise TrainerError(f"model source {source!r}: has no {part}/ folder; expected one, as in a diffusers model")
 
 
-def transformer_tensors(root: Path, source: str) -> tuple[dict[str, Tensor], Path | None]:
-    """All tensors of the transformer by their names in the files, and the folder with its config.json if there is one."""
-    if root.is_file():
-        if root.suffix.lower() not in (".safetensors", ".sft"):
-            raise TrainerError(f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors")
-        return tensors_of(root), root.parent if (root.parent / "config.json").is_file() else None
-    folder = folder_of(root, "transformer", source)
+def transformer_tensors(root: Path, source: str, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], Path | None]:
+    """All tensors of the transformer by their names in the files, and the folder with its config.json if there is one.
+
+    Those that are quantised in a file come in dtype (None: bfloat16).
+    """
+    files, folder = transformer_files(root, source)
     tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        tensors |= tensors_of(file)
+    for file in files:
+        tensors |= tensors_of(file, dtype)
     return tensors, folder
+
+
+def transformer_files(root: Path, source: str) -> tuple[list[WeightsFile], Path | None]:
+    """The transformer's files, opened, and the folder with its config.json if there is one.  Raises TrainerError."""
+    if root.is_file():
+        if not is_weights(root):
+            raise TrainerError(
+                f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors or .gguf"
+            )
+        return [open_weights(root)], root.parent if (root.parent / "config.json").is_file() else None
+    folder = folder_of(root, "transformer", source)
+    return [open_weights(file) for file in weight_files(folder)], folder
 
 
 def weight_files(folder: Path) -> list[Path]:

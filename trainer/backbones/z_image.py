@@ -23,6 +23,7 @@ SIZE = Size(dict(), channels=16, text=7.5, vae=KL_16)
 class ZImage(DiffusersBackbone):
     core = known.BACKBONE
     transformer_class, pipeline_class, vae_class = "ZImageTransformer2DModel", "ZImagePipeline", "AutoencoderKL"
+    single, vae_config = {"text_encoder": "qwen3", "vae": "kl"}, dict(scaling_factor=0.3611, shift_factor=0.1159)
     presets = {
         "attention": r"(layers|\w+_refiner)\..*\.attention\..*",
         "attention+mlp": r"(layers|\w+_refiner)\..*\.(attention|feed_forward)\..*",

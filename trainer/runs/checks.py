@@ -37,6 +37,7 @@ from ..weights import quantise
 from ..weights.block_swap import blocks_of
 from . import run_of
 from .encoders import check as check_encoders
+from .encoders import source_of
 
 NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.18", "torch": "2.6", "transformers": "4.51"}
 WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw")  # which shards plain weights
@@ -193,11 +194,11 @@ def encoders(facts: Facts, notify: Callable) -> Iterator[str]:
         return
     facts.kind.check_encoders(facts.settings)
     check_encoders(facts.settings, torch.device("cpu"))
-    own, files = facts.settings.data, list[Path]()
+    where, files = source_of(facts.published, facts.settings), list[Path]()
     for look in (facts.published.text_files, facts.published.image_files):
         try:
             with sources.headers_only(fetch=False):
-                files += look(own.encoders or own.source)
+                files += look(where)
         except sources.NotHere:
             pass
     for path in files:

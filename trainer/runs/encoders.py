@@ -13,6 +13,7 @@ import torch
 from .. import TrainerError
 from ..backbones import Backbone
 from ..backbones.images import tile
+from ..backbones.sources import is_hub_id
 from ..config import DTYPES, Settings
 from ..weights import placement, quantise
 
@@ -29,7 +30,7 @@ def text_encoder(known: Backbone, settings: Settings, device: torch.device) -> C
     kind, where = text_dtype(settings), settings.data.encoders_device
     quantised = kind in quantise.PACKAGE
     dtype = settings.torch_dtype if quantised else DTYPES[kind]
-    encoder = known.text_encoder(source_of(settings), dtype=dtype)
+    encoder = known.text_encoder(source_of(known, settings), dtype=dtype)
     away = 0
     for module in getattr(encoder, "modules", ()):
         if quantised:
@@ -48,7 +49,7 @@ def text_encoder(known: Backbone, settings: Settings, device: torch.device) -> C
 
 def image_codec(known: Backbone, settings: Settings, device: torch.device) -> Callable[..., Any]:
     """encode_image of the autoencoder, in the settings' number format.  Raises TrainerError."""
-    codec = known.image_codec(source_of(settings), dtype=DTYPES[settings.data.vae_dtype], device=device)
+    codec = known.image_codec(source_of(known, settings), dtype=DTYPES[settings.data.vae_dtype], device=device)
     if settings.data.vae_tiling:
         tile(codec.vae)
     return guarded(codec.encode_image, device, "images", "--encode-batch 1, --vae-dtype bf16, --vae-tiling")
@@ -56,7 +57,7 @@ def image_codec(known: Backbone, settings: Settings, device: torch.device) -> Ca
 
 def identities(known: Backbone, settings: Settings) -> tuple[str, str]:
     """What tells the output of the text encoder and that of the autoencoder from others', wherever their files lie."""
-    source, own = source_of(settings), settings.data
+    source, own = source_of(known, settings), settings.data
     kind = text_dtype(settings)
     texts = [kind] if kind not in DTYPES or DTYPES[kind] != settings.torch_dtype else []
     images = [own.vae_dtype] * (own.vae_dtype != "fp32") + ["tiled"] * own.vae_tiling
@@ -64,8 +65,12 @@ def identities(known: Backbone, settings: Settings) -> tuple[str, str]:
     return text, " ".join([known.core.name, identity(known.image_files(source)), *images])
 
 
-def source_of(settings: Settings) -> str:
-    return settings.data.encoders or settings.data.source
+def source_of(known: Backbone, settings: Settings) -> str:
+    """Where the encoders come from; what --encoders lacks, from --source where that is a whole model."""
+    asked, source = settings.data.encoders, settings.data.source
+    if asked and getattr(known, "single", None) and (Path(source).expanduser().is_dir() or is_hub_id(source)):
+        return f"{asked}\n{source}" if source else asked
+    return asked or source
 
 
 def text_dtype(settings: Settings) -> str:

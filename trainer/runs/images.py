@@ -91,9 +91,7 @@ class ImageRun:
 
     def check_encoders(self, settings: Settings) -> None:
         """Raises TrainerError."""
-        own, parts = settings.data.encoders, (*self.backbone.text_parts, "vae")
-        if own and Path(own).is_dir() and not any((Path(own) / part).is_dir() for part in parts):
-            raise TrainerError(f"--encoders {own}: is a folder with none of {', '.join(parts)}; expected these in it")
+        self.backbone.check_encoders(settings.data.encoders)
 
     def cache(self, settings: Settings, device: torch.device) -> Cache:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
@@ -104,7 +102,7 @@ class ImageRun:
             Encoder(
                 text,
                 lambda: encoders.text_encoder(known, settings, device),
-                lambda: known.token_counter(encoders.source_of(settings)),
+                lambda: known.token_counter(encoders.source_of(known, settings)),
             ),
             Encoder(image, lambda: encoders.image_codec(known, settings, device)),
             settings.torch_dtype,
@@ -123,7 +121,7 @@ class ImageRun:
         return {f"{s.steps} NFE": [small(next(made)) for _ in prepared.shown] for s in chosen}
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
-        codec = self.backbone.image_codec(settings.data.encoders or settings.data.source, device=device)
+        codec = self.backbone.image_codec(encoders.source_of(self.backbone, settings), device=device)
         tile(codec.vae)  # the transformer leaves little room
         return [codec.decode(x).cpu() for x in latents]
 

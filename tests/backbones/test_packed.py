@@ -1,0 +1,205 @@
+"""Bases that are quantised in their file: unpacked with their scales, or refused by name before a tensor is read."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trainer import TrainerError
+from trainer.backbones.packed import open_weights
+from twinflow.weights import WeightsError
+
+try:
+    import gguf
+except ImportError:
+    gguf = None
+
+E4M3 = torch.float8_e4m3fn
+
+
+def matrices(tensors):
+    return {name for name, t in tensors.items() if t.ndim == 2 and name.endswith(".weight") and min(t.shape) > 1}
+
+
+def mark(kind, **options):
+    return torch.tensor(list(json.dumps(dict(format=kind) | options).encode()), dtype=torch.uint8)
+
+
+def fp8(t, rows, dtype=E4M3):
+    top = t.abs().amax(1, keepdim=True) if rows else t.abs().amax()
+    scale = (top / torch.finfo(dtype).max).clamp(min=1e-12)
+    return (t / scale).to(dtype), scale.squeeze(-1) if rows else scale
+
+
+def old(t, name, dtype=E4M3):
+    weight, scale = fp8(t, rows=False, dtype=dtype)
+    return {f"{name}.weight": weight, f"{name}.scale_weight": scale, f"{name}.scale_input": torch.tensor(1.0)}
+
+
+def new(t, name, rows=False):
+    weight, scale = fp8(t, rows)
+    return {f"{name}.weight": weight, f"{name}.weight_scale": scale, f"{name}.comfy_quant": mark("float8_e4m3fn")}
+
+
+def int8(t, name):
+    scale = t.abs().amax(1, keepdim=True) / 127
+    return {f"{name}.weight": (t / scale).round().to(torch.int8), f"{name}.weight_scale": scale,
+            f"{name}.comfy_quant": mark("int8_tensorwise")}  # fmt: skip
+
+
+FORMS = {  # how a matrix is written, what else is in the file, the error that the format makes
+    "scale_weight": (old, {"scaled_fp8": torch.zeros(2, dtype=E4M3)}, 0.04),
+    "scale_weight e5m2": (lambda t, name: old(t, name, torch.float8_e5m2), {"scaled_fp8": torch.zeros(0, dtype=E4M3)}, 0.08),
+    "weight_scale": (new, {}, 0.04),
+    "weight_scale a row": (lambda t, name: new(t, name, rows=True), {}, 0.04),
+    "int8": (int8, {}, 0.01),
+}
+
+
+def written(tensors, form, path, prefix=""):
+    write, beside, _ = FORMS[form]
+    out = dict(beside)
+    for name, t in tensors.items():
+        out |= write(t, name.removesuffix(".weight")) if name in matrices(tensors) else {name: t}
+    save_file({prefix + name: t.contiguous() for name, t in out.items()}, path)
+    return path
+
+
+@pytest.fixture
+def native(family):
+    """A tiny model and its tensors under ComfyUI's names; sizes that a file can tell."""
+    if family.backbone.name in ("sana", "openuni"):
+        pytest.skip("ComfyUI has no SANA")
+    model = family.plain()
+    return model, family.backbone.to_file(dict(model.state_dict()))
+
+
+def near(model, wanted, error):
+    """And what is no matrix is as it was."""
+    state = wanted.state_dict()
+    for name, t in model.state_dict().items():
+        if t.ndim == 2 and name.endswith(".weight") and min(t.shape) > 1:
+            assert 0 < (t - state[name]).norm() <= error * state[name].norm(), name
+        else:
+            assert torch.equal(t, state[name]), name
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_packed_base_is_the_plain_one_within_its_error(family, native, form, prefix, tmp_path):
+    model, tensors = native
+    path = written(tensors, form, tmp_path / "base.safetensors", prefix)
+    near(family.backbone.load(str(path), dtype=torch.float32), model, FORMS[form][2])
+    assert {t.dtype for n, t in family.backbone.load(str(path)).state_dict().items() if n.endswith("to_q.weight")} == {
+        torch.bfloat16
+    }
+
+
+def test_formats_in_the_metadata(family, native, tmp_path):
+    model, tensors = native
+    written(tensors, "weight_scale", tmp_path / "marked.safetensors")
+    from safetensors.torch import load_file
+
+    found = {n: t for n, t in load_file(tmp_path / "marked.safetensors").items() if not n.endswith(".comfy_quant")}
+    layers = {name.removesuffix(".weight"): {"format": "float8_e4m3fn"} for name in matrices(tensors)}
+    path = tmp_path / "base.safetensors"
+    save_file(found, path, {"_quantization_metadata": json.dumps(dict(format_version="1.0", layers=layers))})
+    near(family.backbone.load(str(path), dtype=torch.float32), model, 0.04)
+
+
+FAULTS = {
+    "scale lost, old": ("scale_weight", lambda t, m: t.pop(f"{m}.scale_weight"), "scale is not in the file"),
+    "all scales lost, old": (
+        "scale_weight", lambda t, m: [t.pop(n) for n in list(t) if ".scale_" in n], "have no scale"
+    ),
+    "scale lost, marked": ("weight_scale", lambda t, m: t.pop(f"{m}.weight_scale"), "scale is not in the file"),
+    "scale and mark lost": (
+        "weight_scale", lambda t, m: (t.pop(f"{m}.weight_scale"), t.pop(f"{m}.comfy_quant")), "have no scale"
+    ),
+    "int8 without anything": ("int8", lambda t, m: (t.pop(f"{m}.weight_scale"), t.pop(f"{m}.comfy_quant")), "whole numbers"),
+    "weight lost": ("weight_scale", lambda t, m: t.pop(f"{m}.weight"), "belong to no weight"),
+    "scales of another size": ("weight_scale", lambda t, m: t.update({f"{m}.weight_scale": torch.ones(3)}), "3 scales"),
+    "nvfp4": ("weight_scale", lambda t, m: t.update({f"{m}.comfy_quant": mark("nvfp4")}), "is quantised as nvfp4"),
+    "rotated": (
+        "int8", lambda t, m: t.update({f"{m}.comfy_quant": mark("int8_tensorwise", convrot=True)}), "int8_tensorwise, rotated"
+    ),
+    "nunchaku": ("weight_scale", lambda t, m: t.update({f"{m}.wscales": torch.ones(3)}), "SVDQuant"),
+    "bitsandbytes": ("weight_scale", lambda t, m: t.update({f"{m}.weight.absmax": torch.ones(3)}), "bitsandbytes NF4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_not_read_is_refused_in_one_line(family, native, fault, tmp_path):
+    from safetensors.torch import load_file
+
+    form, spoil, said = FAULTS[fault]
+    tensors = load_file(written(native[1], form, tmp_path / "base.safetensors"))
+    spoil(tensors, sorted(matrices(native[1]))[0].removesuffix(".weight"))
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises((TrainerError, WeightsError), match=said) as error:
+        family.backbone.load(str(tmp_path / "base.safetensors"))
+    assert "\n" not in str(error.value) and "base.safetensors" in str(error.value)
+
+
+def test_plain_fp8_is_no_scaled_fp8(tmp_path):
+    save_file({"a.weight": torch.ones(4, 4).to(E4M3), "b.weight": torch.ones(4)}, tmp_path / "x.safetensors")
+    file = open_weights(tmp_path / "x.safetensors")
+    assert not file.packed and torch.equal(file.tensors()["a.weight"].float(), torch.ones(4, 4))
+
+
+# GGUF
+
+needs_gguf = pytest.mark.skipif(gguf is None, reason="the gguf package is not installed")
+
+
+def write_gguf(path, tensors, kind):
+    """Matrices with rows of whole blocks have this type, all else float32; leading ones are dropped, as ggml's writers do."""
+    writer = gguf.GGUFWriter(path, "qwen_image")
+    for name, t in tensors.items():
+        values = t.float().reshape(t.shape[1:] if t.ndim > 1 and t.shape[0] == 1 else t.shape).contiguous().numpy()
+        if values.ndim == 2 and values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        elif values.ndim > 2:
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", [int(n) for n in values.shape])
+            writer.add_tensor(name, values.reshape(values.shape[0], -1))
+        else:
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@needs_gguf
+@pytest.mark.parametrize("kind, error", [("Q8_0", 0.01), ("Q4_0", 0.15), ("BF16", 0.01), ("F16", 0.001)])
+@pytest.mark.parametrize("names", ["native", "diffusers"])
+def test_gguf(family, native, kind, error, names, tmp_path):
+    model, tensors = native
+    tensors = tensors if names == "native" else dict(model.state_dict())
+    path = write_gguf(tmp_path / "base.gguf", tensors, gguf.GGMLQuantizationType[kind])
+    found, wanted = family.backbone.load(str(path), dtype=torch.float32).state_dict(), model.state_dict()
+    changed = [name for name, t in found.items() if not torch.equal(t, wanted[name])]
+    assert changed and all(name in matrices(wanted) or name == "pos_embed.pos_embed" for name in changed)
+    assert all((found[name] - wanted[name]).norm() <= error * wanted[name].norm() for name in changed)
+
+
+@needs_gguf
+def test_a_damaged_gguf_is_one_line(family, native, tmp_path):
+    path = write_gguf(tmp_path / "base.gguf", native[1], gguf.GGMLQuantizationType.Q8_0)
+    whole = path.read_bytes()
+    for cut in (b"GGUF" + b"\0" * 64, whole[: len(whole) // 2], b"", b"no gguf at all, but text"):
+        path.write_bytes(cut)
+        with pytest.raises((TrainerError, WeightsError), match="cannot be read as GGUF") as error:
+            family.backbone.load(str(path))
+        assert "\n" not in str(error.value)
+
+
+def test_gguf_without_its_package_says_so(family, tmp_path, monkeypatch):
+    from trainer.backbones import packed
+
+    monkeypatch.setattr(packed, "find_spec", lambda name: None)
+    (tmp_path / "base.gguf").write_bytes(b"GGUF")
+    with pytest.raises(TrainerError, match="pip install gguf"):
+        family.backbone.load(str(tmp_path / "base.gguf"))
