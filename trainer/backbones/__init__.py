@@ -3,7 +3,7 @@
 The names stand in twinflow/backbones; the file of the same name here has BACKBONES, by the names on the command line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,7 @@ class TextEncoder(Protocol):
     set by the run.
     """
 
-    modules: Sequence[nn.Module]
+    modules: list[nn.Module]
     device: torch.device
 
     def encode_text(self, prompts: list[str], references: list[list[Tensor]] | None = None, /) -> list[Prompt]:
