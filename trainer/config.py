@@ -205,6 +205,12 @@ class Guidance(Section):
             return self.scale
         return self.scale - 1 if self.guide == "base" else 1 - 1 / self.scale
 
+    def cfg_scale(self, ratio: float, target: str) -> float:
+        """The inverse of objective_ratio."""
+        if target == "guide":
+            return ratio
+        return 1 + ratio if self.guide == "base" else 1 / (1 - ratio)
+
 
 OBJECTIVE = {  # the options that are fields of twinflow.objective.Objective -> help
     "roles": "share of each role, such as one_step=1,multi_step=1; the roles are " + ", ".join(ROLES),
@@ -234,9 +240,13 @@ class Logging(Section):
     log_every: int = option(10, "steps between two lines of metrics.csv", ge=1)
     sample_every: int = option(500, "steps between two grids of samples; 0 makes none", ge=0)
     prompts: str = option(
-        "", "prompts of the sample grids: a .txt file, or a .jsonl for an edit model (default: the first captions of the data)",
+        "", "prompts of the sample grids (default: the first captions of the data): a .txt file, with --w --h --d --s behind "
+        "a prompt, or a table of prompt, width, height, seed, steps, guidance, reference (.csv, .jsonl, .json, .toml, .yaml)",
         metavar="PATH",
     )  # fmt: skip
+    sample_most: int = option(8, "prompts of --prompts that are drawn, the first ones; 0 draws all", ge=0)
+    sample_base: int = option(30, "steps of the base's column in the sample grids, drawn once; 0 leaves it out", ge=0, le=1000)
+    sample_minutes: float = option(5.0, "minutes after which the drawing of a sample grid ends; 0 has no end", ge=0)
     validation: str = option(
         "", "data for the validation loss, in the forms of --data or of --dataset (default: none)", metavar="PATH"
     )
@@ -324,6 +334,11 @@ class Settings(Section):
         return self.run.out / self.run.name
 
     @property
+    def cfg_scale(self) -> float:
+        """The CFG scale that the objective trains in."""
+        return self.guidance.cfg_scale(self.objective.guidance_ratio, self.objective.target)
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """Of the arithmetic."""
         return DTYPES[self.memory.dtype]
@@ -366,9 +381,11 @@ class Option:
     lora: bool = False
 
     def parse(self, value: Any) -> Any:
-        """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"; and data may be a list of paths."""
+        """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"; data may be a list of paths, and prompts of texts."""
         if (self.section, self.field) in SOURCES and isinstance(value, list) and all(isinstance(v, str) for v in value):
             return ",".join('"' + path.replace('"', '""') + '"' if set(path) & set(',"') else path for path in value)
+        if (self.section, self.field) == ("logging", "prompts") and isinstance(value, list):
+            return json.dumps(value, ensure_ascii=False)
         origin = get_origin(self.kind)
         if not (isinstance(value, str) and isinstance(origin, type) and issubclass(origin, (Mapping, tuple))):
             return value

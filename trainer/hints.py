@@ -8,6 +8,8 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 
+from . import shell
+
 CALLED: dict[str, str] = {  # another trainer's name -> the option here that takes the same value
     "learning_rate": "lr", "unet_lr": "lr", "transformer_lr": "lr",
     "network_dim": "rank", "lora_rank": "rank", "lora_r": "rank", "lora_dim": "rank",
@@ -128,7 +130,8 @@ def option(asked: str, value: object, names: Collection[str], *, flag: bool) -> 
     def ours(name: str, value: object = None) -> str:
         if not flag:
             return name if value is None else f"{name}: {value}"
-        return " ".join(["--" + name.replace("_", "-"), *([] if value is None else [str(value)])])
+        own = "--" + name.replace("_", "-")
+        return own if value is None else shell.join(shell.option(own, str(value)))
 
     if spelled in names:
         return f"{what}; did you mean {ours(spelled, value)}?"

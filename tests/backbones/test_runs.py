@@ -69,7 +69,12 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     rank = ["--rank", "2"] if mode == "lora" else ["--lr", "1e-3"]
     assert main(mode, [*options(family, whole, photos, tmp_path), *rank]) == 0, capsys.readouterr().err
     folder = tmp_path / name
-    assert {p.name for p in (folder / "samples").iterdir()} == {f"step-{n:06d}.png" for n in range(3)} | {"prompts.txt"}
+    steps = {f"step-{n:06d}" for n in range(3)}
+    grids, beside = {f"{step}.png" for step in steps}, {"prompts.txt", "prompts.jsonl", "base"}
+    assert {p.name for p in (folder / "samples").iterdir()} == steps | grids | beside
+    assert len(list((folder / "samples" / "base").glob("*.png"))) == 4 and all(
+        len(list((folder / "samples" / step).glob("*-nfe.png"))) == 12 for step in steps
+    )
     rows = (folder / "metrics.csv").read_text().splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(",")))
     for term in ("loss", "one_step", "multi_step", "any_step", "fake"):
@@ -97,7 +102,7 @@ def test_the_second_run_encodes_nothing(edit, edit_whole, photos, tmp_path, monk
     asked = options(edit, edit_whole, photos, tmp_path)
     assert main("lora", [*asked, "--rank", "2"]) == 0
     monkeypatch.setattr(type(edit.backbone), "text_encoder", None)
-    plain = lambda self, settings, latents, device: [x[:, :3].sigmoid() for x in latents]
+    plain = lambda self, settings, latents, device: [x[:, :3].sigmoid() for x in latents]  # pictures as small as latents
     monkeypatch.setattr(ImageRun, "images", plain)
     assert main("lora", [*asked, "--rank", "2"]) == 0
     assert "is finished" in capsys.readouterr().out

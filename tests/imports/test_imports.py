@@ -21,8 +21,8 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
     "nodes": {"twinflow", "nodes"},
 }
 ROOMS = (
-    "trainer", "seeds", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs", "generate",
-    "cli",
+    "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
+    "generate", "cli",
 )  # fmt: skip
 COMMANDS = ("lora", "full", "base")  # on top of all rooms
 

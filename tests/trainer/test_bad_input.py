@@ -39,7 +39,7 @@ def test_one_clear_line(name, tmp_path, capsys, tiny):
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, capsys, tiny, monkeypatch):
-    monkeypatch.setattr("trainer.runs.run.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.training.trackers.find_spec", lambda name: None)
     assert main("lora", [*tiny, "--out", str(tmp_path / "runs"), "--tracker", "wandb"]) == 2
     assert "pip install wandb" in capsys.readouterr().err
 

@@ -109,6 +109,6 @@ def test_files_with_nonsense(tmp_path, capsys, text):
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_an_output_that_is_a_folder(tmp_path):
-    made = command(tmp_path, "--output", tmp_path, module="generate")
-    assert made.returncode == 2 and b"is a folder; expected a file" in made.stderr and b"Traceback" not in made.stderr
+def test_an_output_that_is_no_picture(tmp_path):
+    made = command(tmp_path, "--output", tmp_path / "x.jpg", module="generate")
+    assert made.returncode == 2 and b"ends in .png" in made.stderr and b"Traceback" not in made.stderr

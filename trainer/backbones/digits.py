@@ -29,7 +29,7 @@ class Digits(SmallQwenImage):
     core = known.BACKBONE
     pixels, factor = SIDE, 1
     chunk = 500
-    unread: tuple[str, ...] = ("data", "prompts", "validation", "validate_every")
+    unread: tuple[str, ...] = ("data", "prompts", "sample_most", "validation", "validate_every")
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
         Sampling(2, "any", 0.0, end_gap=0.7),

@@ -42,7 +42,7 @@ class Emoji(SmallQwenImage):
     chunk = 250
     shipped = known.SHIPPED / "base.safetensors"
     unread: tuple[str, ...] = (
-        "data", "prompts", "validation",
+        "data", "prompts", "sample_most", "validation",
         "base_steps", "base_batch", "base_lr", "base_optimizer", "base_matrix_lr", "base_ema",
     )  # fmt: skip
     sampling = (

@@ -3,6 +3,7 @@
 Most backbones are trained from images and captions (images.py); a backbone with a run of its own has a file here.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,16 +11,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from twinflow.objective import Condition, Velocity
+from twinflow.objective import Condition
 
 from ..backbones import Backbone
 from ..backbones.digits import Digits
 from ..backbones.emoji import Emoji
 from ..config import Settings
+from ..data.prompts import Prompt
 from ..training.log import Log
 from .digits import DigitsRun
 from .emoji import EmojiRun
 from .images import ImageRun
+from .previews import Shown
 
 
 class Prepared(Protocol):
@@ -39,8 +42,8 @@ class Run(Protocol):
         """All that training needs, made or read from where an earlier run left it; encoders are gone when it returns."""
         ...
 
-    def preview(self, network: Velocity, prepared: Any, device: torch.device) -> dict[str, list[Tensor]]:
-        """Columns of a grid by title: images (across, C, H, W) in [0, 1], one tensor a row, always from the same noise."""
+    def shown(self, settings: Settings, prepared: Any) -> list[Shown]:
+        """The rows of the sample grids."""
         ...
 
     def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
@@ -51,14 +54,16 @@ class Run(Protocol):
         """The model that a finished run started from."""
         ...
 
-    def conditions(
-        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
-    ) -> dict[str, Condition]:
-        """By prompt, each for one row, for a finished run; no texts: those of the run.  references: images to edit."""
+    def usual(self) -> tuple[str, ...]:
+        """What trainer.generate draws where no prompts are given; none: some have to be."""
         ...
 
-    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
-        """Images (B, C, H, W) in [0, 1] of latents (B, C, h, w), each of any size."""
+    def conditions(self, settings: Settings, folder: Path, asked: list[Prompt], device: torch.device) -> list[Condition]:
+        """Of each prompt, for one image, for a finished run.  Raises TrainerError."""
+        ...
+
+    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> Iterable[Tensor]:
+        """Images (B, C, H, W) in [0, 1] of latents (B, C, h, w), each of any size, in their order."""
         ...
 
 

@@ -229,8 +229,14 @@ def validation_data(facts: Facts, notify: Callable) -> None:
 
 
 def prompts(facts: Facts, notify: Callable) -> None:
-    if facts.reads("prompts") and (data := facts.settings.logging.prompts):
-        usable_rows(facts, data, "--prompts", image_free=True, trigger="", shuffle_tags=1)
+    if not facts.reads("prompts"):
+        return
+    for prompt in facts.kind.asked(facts.settings, lambda line: None):
+        for image in prompt.references:
+            try:
+                size(image.read())
+            except (OSError, Broken) as error:
+                raise TrainerError(f"{prompt.name}: an image to edit cannot be read ({error})") from None
 
 
 def usable_rows(facts: Facts, where: str, option: str, **changes: Any) -> list[Row]:

@@ -22,6 +22,7 @@ from .. import TrainerError
 from ..backbones.digits import ARCHITECTURE, SIDE, TOKENS, Digits
 from ..config import Settings
 from ..data.order import rows_at
+from ..data.prompts import Prompt as Asked
 from ..seeds import seed_of
 from ..training.log import Log
 from ..weights.inference import generate, load_trained, noise
@@ -29,6 +30,7 @@ from ..weights.trainee import Plain
 from . import lock, quality
 from .judge import CLASSES, split
 from .pretraining import Base, Plan, pretrain
+from .previews import Shown
 
 NAMES = [*map(str, range(CLASSES)), ""]  # of the prompts, the empty one last
 MULTI = replace(SAMPLING[30], steps=32)
@@ -172,27 +174,25 @@ class DigitsRun:
     def start(self, rows: int, seed: int) -> Tensor:
         return noise(rows, (int(ARCHITECTURE["out_channels"]), SIDE, SIDE), seed)
 
-    def preview(self, network: Velocity, prepared: PreparedDigits, device: torch.device) -> dict[str, list[Tensor]]:
-        """Rows by digit at 1, 2 and 4 NFE."""
-        labels = torch.arange(CLASSES).repeat_interleave(quality.ACROSS)
-        start, cond = self.start(len(labels), 0).to(device), tuple(c[labels] for c in prepared.data.table or ())
-        sampled = lambda s: generate(network, start, cond, s, chunk=self.backbone.chunk)
-        made = {s.steps: decode(sampled(s)) for s in self.backbone.sampling if s.steps <= 4}
-        return {f"{n} NFE": list(x.unflatten(0, (CLASSES, -1))) for n, x in made.items()}
+    def shown(self, settings: Settings, prepared: PreparedDigits) -> list[Shown]:
+        """Rows by digit."""
+        table, side = prepared.data.table or (), self.backbone.pixels
+        row = lambda k: tuple(c[k : k + 1] for c in table)
+        shape = self.backbone.shape(prepared.model, (side, side))
+        return [Shown(NAMES[k], (side, side), k, shape, row(k), row(CLASSES), across=quality.ACROSS) for k in range(CLASSES)]
 
     def plain(self, settings: Settings, folder: Path) -> nn.Module:
         return self.backbone.load(folder / "base.safetensors")
 
-    def conditions(
-        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
-    ) -> dict[str, Condition]:
+    def usual(self) -> tuple[str, ...]:
+        return tuple(NAMES[:CLASSES])
+
+    def conditions(self, settings: Settings, folder: Path, asked: list[Asked], device: torch.device) -> list[Condition]:
         """Prompts are names of the run's own: 0 to 9."""
         prompts = load_prompts(folder / "prompts.safetensors")
-        if unknown := [name for name in texts if name not in prompts]:
+        if unknown := [own.text for own in asked if own.text not in prompts]:
             raise TrainerError(f"--prompts {unknown[0]!r} is unknown; expected some of {', '.join(n for n in prompts if n)}")
-        if references:
-            raise TrainerError("--reference is for models that edit images; leave it out for digits")
-        return {name: self.backbone.collate([prompts[name]]) for name in texts or NAMES[:CLASSES]}
+        return [self.backbone.collate([prompts[own.text]]) for own in asked]
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
         return [decode(x) for x in latents]

@@ -1,45 +1,89 @@
 """Sample grids, curves and tables of a run."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, zip_longest
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from twinflow.weights import write_atomically
 
 from ..training.log import TERMS
+from .lettering import Lettering, drawable
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend must be chosen first
 
-MARGIN, GAP, HEAD = 6, 14, 26  # pixels
+MARGIN, GAP = 10, 14  # pixels
+TEXT = 14, 28  # sizes of text: small pictures, and large ones, which are looked at from further away
+LETTERS = 25  # of its own size, is how wide the text beside the pictures may be
+GREY = "#666666"
 
 
-def grid(columns: Mapping[str, Sequence[Tensor]], path: Path, *, least: int = 40, labels: Sequence[str] = ()) -> None:
+def grid(
+    columns: Mapping[str, Sequence[Tensor | None]],
+    path: Path,
+    *,
+    least: int = 40,
+    labels: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    title: str = "",
+) -> None:
     """Images as PNG: columns under their titles, each a sequence of rows (across, 1 or 3, H, W) in [0, 1].
 
-    The rows of all columns are as many, and line up; sizes may differ.  least: images
-    narrower than this many pixels are enlarged to it.  labels: what stands on the left of each row.
+    The rows of all columns are as many, and line up; sizes may differ, and None leaves a place empty.  least: images
+    narrower than this many pixels are enlarged to it.  labels, notes: what stands on the left of each row, as far as there is
+    room, the notes smaller.  title: above all.
     """
-    blocks = {title: [framed(row, max(1, least // row.shape[-1])) for row in rows] for title, rows in columns.items()}
-    heights = [max(b.shape[0] for b in row) for row in zip(*blocks.values(), strict=True)]
-    widths = [max(b.shape[1] for b in column) for column in blocks.values()]
-    font = ImageFont.load_default(15)
-    left = MARGIN + max((int(font.getlength(text)) + GAP for text in labels), default=0)
-    size = left + sum(widths) + GAP * (len(widths) - 1) + MARGIN, sum(heights) + HEAD + 2 * MARGIN
-    sheet = Image.new("RGB", size, "white")
+    blocks = {
+        head: [None if row is None else framed(row, max(1, least // row.shape[-1])) for row in rows]
+        for head, rows in columns.items()
+    }
+    shapes = [[(0, 0) if b is None else b.shape[:2] for b in row] for row in zip(*blocks.values(), strict=True)]
+    tallest, widest = (max((shape[i] for row in shapes for shape in row), default=0) for i in (0, 1))
+    large = Lettering(min(TEXT[1], max(TEXT[0], min(tallest, widest) // 20)))
+    small = Lettering(round(large.size * 0.8))
+    beside = [
+        text_beside(large, small, label, note, max((h for h, _ in row), default=0))
+        for (label, note), row in zip(zip_longest(labels, notes, fillvalue=""), shapes)
+    ]
+    heights = [
+        max([*(h for h, _ in row), sum(font.height for font, _ in lines)])
+        for row, lines in zip_longest(shapes, beside, fillvalue=())
+    ]
+    widths = [
+        max(int(large.width(drawable(head))) + 1, *(row[i][1] for row in shapes)) if shapes else int(large.width(head)) + 1
+        for i, head in enumerate(blocks)
+    ]
+    left = MARGIN + max((int(font.width(line)) + 2 * GAP for lines in beside for font, line in lines), default=0)
+    top = MARGIN + (large.height + GAP // 2 if title else 0)
+    across = max(left + sum(widths) + GAP * (len(widths) - 1), MARGIN + int(large.width(drawable(title))))
+    body = top + large.height + GAP // 2
+    tops = list(accumulate((height + GAP // 2 for height in heights), initial=body))
+    sheet = Image.new("RGB", (across + MARGIN, tops[-1] + MARGIN), "white")
     draw, x = ImageDraw.Draw(sheet), left
-    for text, height, y in zip(labels, heights, np.cumsum([HEAD + MARGIN, *heights])):
-        draw.text((left - GAP, y + height / 2), text, fill="black", font=font, anchor="rm")
-    for (title, column), width in zip(blocks.items(), widths):
-        draw.text((x + width / 2, MARGIN), title, fill="black", font=font, anchor="mt")
-        for block, y in zip(column, np.cumsum([HEAD + MARGIN, *heights])):
-            sheet.paste(Image.fromarray(block), (x, int(y)))
+    large.draw(draw, MARGIN, MARGIN, drawable(title))
+    for lines, height, y in zip(beside, heights, tops):
+        y += max(0, height - sum(font.height for font, _ in lines)) / 2
+        for font, line in lines:
+            font.draw(draw, MARGIN, y, line, "black" if font is large else GREY)
+            y += font.height
+    for (head, column), width in zip(blocks.items(), widths):
+        large.draw(draw, x + (width - large.width(drawable(head))) / 2, top, drawable(head))
+        for block, height, y in zip(column, heights, tops):
+            if block is not None:
+                sheet.paste(Image.fromarray(block), (x + (width - block.shape[1]) // 2, y + (height - block.shape[0]) // 2))
         x += width + GAP
     write_atomically(path, lambda temporary: sheet.save(temporary, format="PNG"))
+
+
+def text_beside(large: Lettering, small: Lettering, label: str, note: str, height: int) -> list[tuple[Lettering, str]]:
+    """Lines for the left of a row of this height, each with its size."""
+    room, most = large.size * LETTERS, max(3, height // large.height - 2)
+    return [(large, line) for line in large.lines(label, room, most)] + [(small, line) for line in small.lines(note, room, 2)]
 
 
 def framed(row: Tensor, scale: int) -> np.ndarray:

@@ -23,12 +23,14 @@ from .. import TrainerError
 from ..backbones.emoji import Emoji, to_images, to_latents
 from ..config import Settings
 from ..data.emoji import NumberedEmoji, Pictures, sayable, split, vocabulary
+from ..data.prompts import Prompt as Asked
 from ..training.log import Log
 from ..weights.inference import Guided, generate, load_trained, noise
 from ..weights.trainee import Plain
 from . import drawing
 from .emoji_judge import Judge
 from .pretraining import Base, Plan
+from .previews import Shown
 
 MULTI = replace(SAMPLING[30], steps=32)
 BASE_SAMPLING = Sampling(1, "multi", 0.0, end_gap=0.0), MULTI
@@ -117,7 +119,7 @@ class EmojiRun:
         save_prompts(folder / "prompts.safetensors", {text: words.encode(text) for text in ("", *SHOWN)})
         return PreparedEmoji(model, words, train, unseen)
 
-    def shown(self, words: Words, device: torch.device) -> tuple[Tensor, Condition]:
+    def drawn(self, words: Words, device: torch.device) -> tuple[Tensor, Condition]:
         """The noise and the condition of a grid of samples, ACROSS a prompt."""
         cond = self.backbone.collate([words.encode(text) for text in SHOWN for _ in range(ACROSS)])
         return noise(len(SHOWN) * ACROSS, self.shape, 0).to(device), tuple(c.to(device) for c in cond)
@@ -126,11 +128,11 @@ class EmojiRun:
     def shape(self) -> tuple[int, int, int]:
         return self.backbone.shape(nn.Identity(), (self.backbone.pixels, self.backbone.pixels))
 
-    def preview(self, network: Velocity, prepared: PreparedEmoji, device: torch.device) -> dict[str, list[Tensor]]:
-        """Rows by prompt at 1, 2 and 4 NFE."""
-        start, cond = self.shown(prepared.words, device)
-        few = [s for s in self.backbone.sampling if s.steps <= 4]
-        return {f"{s.steps} NFE": self.grid(network, start, cond, s) for s in few}
+    def shown(self, settings: Settings, prepared: PreparedEmoji) -> list[Shown]:
+        side, row = self.backbone.pixels, lambda text: self.backbone.collate([prepared.words.encode(text)])
+        return [
+            Shown(text, (side, side), seed, self.shape, row(text), row(""), across=ACROSS) for seed, text in enumerate(SHOWN)
+        ]
 
     def grid(self, network: Velocity, start: Tensor, cond: Condition, sampling: Sampling) -> list[Tensor]:
         made = to_images(generate(network, start, cond, sampling, chunk=self.backbone.chunk))
@@ -139,15 +141,14 @@ class EmojiRun:
     def plain(self, settings: Settings, folder: Path) -> nn.Module:
         return self.backbone.load(folder / "base.safetensors")
 
-    def conditions(
-        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
-    ) -> dict[str, Condition]:
+    def usual(self) -> tuple[str, ...]:
+        return SHOWN
+
+    def conditions(self, settings: Settings, folder: Path, asked: list[Asked], device: torch.device) -> list[Condition]:
         """Prompts are any of the base's words."""
-        if references:
-            raise TrainerError("--reference is for models that edit images; leave it out for emoji")
         words = load_words(folder / "words.safetensors")
         try:
-            return {text: self.backbone.collate([words.encode(text)]) for text in texts or SHOWN}
+            return [self.backbone.collate([words.encode(own.text)]) for own in asked]
         except ValueError as error:
             raise TrainerError(f"--prompts: {error}") from None
 
@@ -199,7 +200,7 @@ class EmojiRun:
         """At each of SCALES, and a grid of the prompts that are always shown."""
         words, own, device = load_words(folder / "words.safetensors"), self.backbone, Accelerator().device
         network, empty = Plain(own, self.plain(settings, folder).to(device)), own.collate([words.encode("")])
-        start, cond = self.shown(words, device)
+        start, cond = self.drawn(words, device)
         columns = {f"guidance {s:g}": self.grid(Guided(network, empty, s), start, cond, MULTI) for s in SCALES}
         drawing.grid(columns, folder / "grid.png", labels=SHOWN, least=64)
         texts, start, cond = self.asked(settings, words)
@@ -220,7 +221,7 @@ class EmojiRun:
         networks |= {("base", s): base for s in BASE_SAMPLING}
         networks |= {("distilled", s): distilled for s in own.sampling}
         networks |= {("base guided", MULTI): Guided(base, empty, SCALE)}
-        start, cond = self.shown(words, device)
+        start, cond = self.drawn(words, device)
         columns = {f"{stage}, {s.steps} NFE": self.grid(n, start, cond, s) for (stage, s), n in networks.items()}
         drawing.grid(columns, folder / "grid.png", labels=SHOWN, least=64)
         texts, start, cond = self.asked(settings, words)

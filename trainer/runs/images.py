@@ -1,43 +1,49 @@
 """Runs of image models: encodings in a cache, each encoder in memory only while it encodes, and grids of samples."""
 
+import json
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from twinflow.objective import Condition, Velocity
+from twinflow.objective import Condition
 from twinflow.weights import write_atomically
 
 from .. import TrainerError, data
 from ..backbones import Backbone
 from ..backbones.images import tile
 from ..config import Settings
-from ..data import Cache, CachedData, DataRequest, Encoder
+from ..data import Cache, CachedData, DataRequest, Encoder, prompts
 from ..data.buckets import Buckets
+from ..data.cache import Caption, Shot
+from ..data.digests import Digests
 from ..data.image_files import Broken, pixels
 from ..data.image_files import size as size_of
+from ..data.prompts import Prompt as Asked
+from ..data.report import Report, listing
+from ..seeds import seed_of
 from ..training.log import Log
-from ..weights.inference import generate, noise
 from . import encoders
+from .previews import Shown
 
 SHOWN = 4  # prompts of a sample grid, where the user names none
-WIDEST = 512  # pixels of an image in a sample grid
+First = tuple[Caption, tuple[int, int], Condition]  # of a prompt: what is asked, (height, width), for one image
 
 
 @dataclass
 class PreparedImages:
-    """model: the plain transformer, frozen.  shown: prompts of the sample grids, with the image's size and condition."""
+    """model: the plain transformer, frozen.  shown: the rows of the sample grids."""
 
     model: nn.Module
     data: CachedData
     validation: CachedData | None
-    settings: Settings
-    shown: list[tuple[str, tuple[int, int], Condition]]
+    shown: list[Shown]
 
 
 class ImageRun:
@@ -49,6 +55,7 @@ class ImageRun:
     def prepare(self, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> PreparedImages:
         """Rows and prompts encoded, then the transformer loaded.  Raises TrainerError."""
         wanted, logged = settings.data, settings.logging
+        asked = self.asked(settings, accelerator.print)
         self.backbone.outline(wanted.source, fetch=True)  # of the hub's files, too, a fault is found before hours of encoding
         held: list[nn.Module] = []  # the transformer, once it is loaded: images that are not read still have a shape
 
@@ -66,15 +73,80 @@ class ImageRun:
         cache = self.cache(settings, accelerator.device)
         train = rows("training", wanted.data, dataset=wanted.dataset, caption_dropout=wanted.caption_dropout)
         validation = rows("validation", logged.validation) if logged.validation else None
-        shown = rows("prompts", logged.prompts, image_free=True, trigger="", shuffle_tags=1) if logged.prompts else train
+        shown = self.encoded(settings, asked, cache, accelerator) if asked else train.first(SHOWN)
         dtype = settings.torch_dtype if settings.mode == "lora" else None
         held.append(self.backbone.load(wanted.source, dtype=dtype))
-        shown = [(caption.text, size, cond) for caption, size, cond in shown.first(None if logged.prompts else SHOWN)]
+        made = [self.row(i, held[0], cache, wanted.guidance_prompt, *own) for i, own in enumerate(zip_longest(shown, asked))]
         if accelerator.is_main_process:
             (folder / "samples").mkdir(exist_ok=True)
-            texts = "\n".join(f"{row}  {text}" for row, (text, *_) in enumerate(shown, 1))
-            (folder / "samples" / "prompts.txt").write_text(texts + "\n", "utf-8")
-        return PreparedImages(held[0], train, validation, settings, shown)
+            texts = [f"{i:02d}  {' '.join(row.text.split())}  ({row.note})" for i, row in enumerate(made, 1)]
+            (folder / "samples" / "prompts.txt").write_text("\n".join(texts) + "\n", "utf-8")
+            table = [json.dumps(line(row, own[0]), ensure_ascii=False) for row, own in zip(made, shown)]
+            (folder / "samples" / "prompts.jsonl").write_text("\n".join(table) + "\n", "utf-8")
+        return PreparedImages(held[0], train, validation, made)
+
+    def asked(self, settings: Settings, say: Callable[[str], object]) -> list[Asked]:
+        """The prompts of --prompts, of which only so many are drawn; none where it is not given.  Raises TrainerError."""
+        logged, report = settings.logging, Report()
+        if not (logged.prompts and logged.sample_every):
+            return []
+        found = prompts.read(logged.prompts, report, edit=self.backbone.edits, multiple=self.backbone.pixels)
+        most = logged.sample_most or len(found)
+        if report.noted:
+            say(f"prompts: noted: {listing(report.noted)}")
+        if len(found) > most:
+            say(f"prompts: the first {most} of {len(found)} are drawn (--sample-most; 0 draws all)")
+        return found[:most]
+
+    def encoded(self, settings: Settings, asked: list[Asked], cache: Cache, accelerator: Accelerator) -> list[First]:
+        """What a row needs of each prompt; encodes what is missing.  Raises TrainerError."""
+        own = settings.data
+        buckets, digests = Buckets(own.resolution, self.backbone.pixels, own.aspect), Digests(cache.folder / "digests.json")
+        free = buckets.parse(own.aspects)
+        captions, sizes = [], []
+        for prompt in asked:
+            try:
+                found = [(file, *digests(file)) for file in prompt.references]
+            except (OSError, Broken) as error:
+                raise TrainerError(f"{prompt.name}: an image to edit cannot be read ({error})") from None
+            seen = tuple(Shot(file, digest, buckets.nearest(*size)) for file, digest, size in found)
+            captions.append(Caption(prompt.text, seen))
+            usual = seen[0].size if seen else free[seed_of((prompt.text,)) % len(free)]
+            plain = (own.resolution, own.resolution) if any(prompt.size) else usual
+            sizes.append(tuple(side or other for side, other in zip(prompt.size, plain)))
+        null = [Caption(own.guidance_prompt, caption.references) for caption in captions]
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        share = accelerator.process_index, accelerator.num_processes
+        shots = [shot for caption in captions for shot in caption.references]
+        cache.fill(shots, [*captions, *null], batch=own.encode_batch, share=share, quiet=share[0] != 0)
+        accelerator.wait_for_everyone()
+        for prompt, caption in zip(asked, captions):
+            for shot in caption.references:
+                if fault := cache.fault(shot):
+                    raise TrainerError(f"{prompt.name}: {shot.image.path}: {fault}")
+        latents = lambda caption: tuple(cache.latents(shot)[None].float() for shot in caption.references)
+        return [
+            (caption, size, (*self.backbone.collate([cache.prompt(caption)]), *latents(caption)))
+            for caption, size in zip(captions, sizes)
+        ]
+
+    def row(self, number: int, model: nn.Module, cache: Cache, null: str, first: First, asked: Asked | None) -> Shown:
+        """Of the sample grids.  asked: where the user named the prompt."""
+        caption, size, cond = first
+        seed = number if asked is None or asked.seed is None else asked.seed
+        empty = self.backbone.collate([cache.prompt(Caption(null, caption.references))])
+        seen = cond[len(cond) - len(caption.references) :]
+        note = f"{size[1]}x{size[0]}, seed {seed}"
+        guidance = asked.guidance if asked else None
+        return Shown(
+            caption.text, size, seed, self.backbone.shape(model, size), cond, (*empty, *seen),
+            steps=asked.steps if asked else (), guidance=guidance,
+            note=note + (f", base CFG {guidance:g}" if guidance is not None else ""),
+            more=dict(references=[shot.digest for shot in caption.references]) if caption.references else {},
+        )  # fmt: skip
+
+    def shown(self, settings: Settings, prepared: PreparedImages) -> list[Shown]:
+        return prepared.shown
 
     def request(self, settings: Settings, source: str, **changes: Any) -> DataRequest:
         own = settings.data
@@ -108,22 +180,11 @@ class ImageRun:
             settings.torch_dtype,
         )
 
-    def preview(self, network: Velocity, prepared: PreparedImages, device: torch.device) -> dict[str, list[Tensor]]:
-        """A row a prompt, at 1, 2 and 4 NFE.  The autoencoder is loaded for it, and freed."""
-        chosen = [s for s in self.backbone.sampling if s.steps <= 4]
-        start = lambda size, seed: noise(1, self.backbone.shape(prepared.model, size), seed).to(device)
-        latents = [
-            generate(network, start(size, seed), cond, sampling)
-            for sampling in chosen
-            for seed, (_, size, cond) in enumerate(prepared.shown)
-        ]
-        made = iter(self.images(prepared.settings, latents, device))
-        return {f"{s.steps} NFE": [small(next(made)) for _ in prepared.shown] for s in chosen}
-
-    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
+    def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """One after the other; the autoencoder is loaded for them, and freed."""
         codec = self.backbone.image_codec(encoders.source_of(self.backbone, settings), device=device)
         tile(codec.vae)  # the transformer leaves little room
-        return [codec.decode(x).cpu() for x in latents]
+        return (codec.decode(x.to(device)).cpu() for x in latents)
 
     def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
         """There is no judge of images at large: grid.png is the last of the sample grids."""
@@ -134,34 +195,33 @@ class ImageRun:
     def plain(self, settings: Settings, folder: Path) -> nn.Module:
         return self.backbone.load(settings.data.source)
 
-    def conditions(
-        self, settings: Settings, folder: Path, texts: list[str], references: list[Path], device: torch.device
-    ) -> dict[str, Condition]:
-        """Any texts; the images to edit, the same for all."""
+    def usual(self) -> tuple[str, ...]:
+        return ()
+
+    def conditions(self, settings: Settings, folder: Path, asked: list[Asked], device: torch.device) -> list[Condition]:
+        """Any texts; the images to edit as those that are trained on."""
         known, own = self.backbone, settings.data
-        if not texts:
-            raise TrainerError("--prompts is empty; expected one or more texts, each in quotes")
-        if bool(references) != known.edits:
-            expected = "one or more images, since it edits" if known.edits else "none, since it does not edit"
-            raise TrainerError(f"--reference: {len(references)} given to {known.name}; expected {expected}")
         buckets = Buckets(own.resolution, known.pixels, own.aspect)
         try:
-            files = [path.read_bytes() for path in references]
-            seen = [pixels(file, buckets.nearest(*size_of(file))) for file in files]
+            files = [[file.read() for file in prompt.references] for prompt in asked]
+            seen = [[pixels(file, buckets.nearest(*size_of(file))) for file in own] for own in files]
         except (OSError, Broken) as error:
             raise TrainerError(f"--reference: an image cannot be read ({error})") from None
         encode = encoders.text_encoder(known, settings, device)
-        prompts = encode(texts, [seen] * len(texts)) if seen else encode(texts)
+        texts = [prompt.text for prompt in asked]
+        encoded = encode(texts, seen) if known.edits else encode(texts)
         del encode
         data.free()
-        latents: tuple[Tensor, ...] = ()
-        if seen:
+        latents: list[tuple[Tensor, ...]] = [()] * len(asked)
+        if known.edits:
             encode = encoders.image_codec(known, settings, device)
-            latents = tuple(encode(x[None]).cpu() for x in seen)
-        return {prompt.text: (*known.collate([prompt]), *latents) for prompt in prompts}
+            latents = [tuple(encode(x[None]).cpu() for x in images) for images in seen]
+        return [(*known.collate([prompt]), *own) for prompt, own in zip(encoded, latents)]
 
 
-def small(images: Tensor) -> Tensor:
-    """Images (B, C, H, W), made smaller where they are wider or taller than WIDEST."""
-    share = WIDEST / max(images.shape[-2:])
-    return F.interpolate(images, scale_factor=share, mode="area") if share < 1 else images
+def line(row: Shown, caption: Caption) -> dict[str, Any]:
+    """Of the table of prompts beside the samples, as --prompts takes it."""
+    values = dict(prompt=row.text, width=row.size[1], height=row.size[0], seed=row.seed, steps=list(row.steps))
+    values |= dict(guidance=row.guidance) if row.guidance is not None else {}
+    files = [str(shot.image.path.absolute()) for shot in caption.references if not shot.image.column]
+    return values | (dict(reference=files) if files else {})

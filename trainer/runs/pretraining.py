@@ -79,7 +79,7 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
             path = folder / "samples" / f"step-{step:06d}.png"
             drawing.grid(made, path, labels=plan.labels)
             drawing.losses(log.rows, folder / "loss.png") if log.rows else None
-            log.image(path, step)
+            log.image("samples", path, step)
 
     job = Job(
         name="base",

@@ -4,8 +4,7 @@ import json
 import os
 import shutil
 import sys
-from contextlib import redirect_stdout
-from importlib.util import find_spec
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from twinflow.weights import file_order, save_streamed, write_atomically, write_
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
 from ..config import DTYPES, Settings, read_settings
-from ..training import checkpoint, disk, optimizers
+from ..training import checkpoint, disk, optimizers, trackers
 from ..training.log import Log
 from ..training.loop import Job, train
 from ..weights import files, sharding
@@ -29,8 +28,9 @@ from ..weights.deferred import Deferred, made
 from ..weights.deferred import outlines as outlines_of
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
-from . import Prepared, Run, checks, drawing, lock, resume, run_of, summary
+from . import Run, checks, drawing, lock, resume, run_of, summary
 from .pretraining import HasBase, pretrain
+from .previews import Previews
 
 
 def run(settings: Settings) -> None:
@@ -122,6 +122,12 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
             files.prune(folder, settings.run.name, logging.keep_weights)
         return path
 
+    previews = Previews(kind.shown(settings, prepared), known.sampling, settings, folder, log, model, kind.images, known.chunk)
+
+    def look(step: int, values: dict[str, dict[str, Tensor]]) -> None:
+        now = WithWeights(trainee.network, values.get("weights", values["last"]))
+        previews.draw(step, now, trainee.before(step), together=now.sharded)
+
     job = Job(
         name="distil",
         network=trainee.network,
@@ -135,14 +141,15 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         guide=lambda averages: trainee.base() if settings.guidance.guide == "base" else None,
         validation=prepared.validation,
         validate_every=logging.validate_every,
-        observe=lambda step, values: observe(kind, prepared, trainee, step, values, folder, log),
+        observe=look,
         observe_every=logging.sample_every,
         keep_weights=keep_weights,
     )
-    values = train(
-        job, accelerator, log, folder / "checkpoints",
-        seed=settings.run.seed, model=model, save_every=logging.save_every, keep=logging.keep,
-    )  # fmt: skip
+    with closing(log):
+        values = train(
+            job, accelerator, log, folder / "checkpoints",
+            seed=settings.run.seed, model=model, save_every=logging.save_every, keep=logging.keep,
+        )  # fmt: skip
     finish(settings, kind, trainee, best(values), job.done, folder, log)
     accelerator.end_training()
 
@@ -237,19 +244,6 @@ def averaged(trainee: Trainee, averages: dict[str, EMA]) -> WithWeights | None:
     return WithWeights(trainee.network, dict(zip(trainee.tensors, averages["teacher"].shadow)))
 
 
-def observe(
-    kind: Run, prepared: Prepared, trainee: Trainee, step: int, values: dict[str, dict[str, Tensor]], folder: Path, log: Log
-) -> None:
-    """A grid of samples from the weights as they are now, from the same noise every time."""
-    now = values.get("weights", values["last"])
-    made = kind.preview(WithWeights(trainee.network, now), prepared, log.accelerator.device)
-    if log.accelerator.is_main_process:
-        (folder / "samples").mkdir(exist_ok=True)
-        path = folder / "samples" / f"step-{step:06d}.png"
-        drawing.grid(made, path)
-        log.image(path, step)
-
-
 def link(file: Path, other: str) -> None:
     """The file under another name, without a copy where the disk can do that."""
     Path(other).unlink(missing_ok=True)
@@ -288,9 +282,7 @@ def read_json(path: Path) -> Any:
 
 
 def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
-    tracker: str = settings.logging.tracker
-    if tracker == "auto":
-        tracker = "tensorboard" if find_spec("tensorboard") else "none"
+    tracker = trackers.chosen(settings)
     accelerator = Accelerator(
         mixed_precision="no",  # settings.memory.dtype decides, not what accelerate was configured with
         log_with=None if tracker == "none" else tracker,
@@ -299,8 +291,7 @@ def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     check_launch(accelerator)
-    if tracker != "none":
-        accelerator.init_trackers(settings.run.name)
+    trackers.start(accelerator, settings, folder)
     return accelerator
 
 

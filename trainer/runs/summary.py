@@ -1,11 +1,11 @@
 """summary.md: one page on a finished run, with its images and with commands to paste."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from twinflow.weights import write_atomically
 
+from .. import shell
 from ..backbones import Backbone
 from ..config import Settings, flag, resolve
 from ..training.log import TERMS
@@ -33,13 +33,12 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
     use = HOW["full" if settings.mode == "full" else settings.adapter.time]
     samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in backbone.sampling]
     images = [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in grids(folder)]
-    asked = [*(["--prompts", "a prompt"] if backbone.text_parts else []), *(["--reference", "FILE"] if backbone.edits else [])]
-    generate = shlex.join(["python", "-m", "trainer.generate", str(folder), *asked])
     parts = [
         f"# {name}",
         f"{steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
-        "```\n" + " \\\n    ".join(command(settings)) + "\n```",
-        f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here: `{generate}`.",
+        "```\n" + shell.lines(command(settings)) + "\n```",
+        f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here:",
+        "```\n" + shell.join(drawing_command(backbone, folder)) + "\n```",
         f"Recommended, by steps: {'; '.join(samplings)}.",
         "## Loss at the end",
         drawing.table([row for row in losses if row["training"] or row["validation"]]),
@@ -52,11 +51,22 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
     write_atomically(folder / "summary.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 
-def command(settings: Settings) -> list[str]:
-    """The parts of the command that makes this run: what differs from its model's defaults."""
+def command(settings: Settings) -> list[list[str]]:
+    """The command that makes this run, option by option: what differs from its model's defaults."""
     defaults = resolve(settings.mode, {"model": settings.model}, notify=lambda line: None).flat()
-    changed = [option(name, value) for name, value in settings.flat().items() if value != defaults[name]]
-    return [f"python -m trainer.{settings.mode} --model {settings.model}", *changed]
+    changed = {name: value for name, value in settings.flat().items() if value != defaults[name]}
+    if changed.get("guidance_ratio", "") is None:  # a scale was given, which a recipe's or preset's ratio gives way to
+        changed["guidance"] = settings.guidance.scale
+    given = [words(name, value) for name, value in changed.items() if value is not None]
+    return [["python", "-m", f"trainer.{settings.mode}", "--model", settings.model], *given]
+
+
+def drawing_command(backbone: Backbone, folder: Path) -> list[str]:
+    """The words of a command that draws with this run."""
+    start = ["python", "-m", "trainer.generate", shell.path(folder)]
+    if backbone.edits:
+        return [*start, "--prompts", shell.path(folder / "samples" / "prompts.jsonl")]
+    return [*start, "--prompts", "a prompt"] if backbone.text_parts else start
 
 
 def grids(folder: Path) -> list[Path]:
@@ -69,16 +79,20 @@ def number(row: dict, name: str) -> str:
 
 
 def option(name: str, value: Any) -> str:
+    """As it is pasted into a command."""
+    return shell.join(words(name, value))
+
+
+def words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        return flag(name) if value else flag(f"no_{name}")
-    text = shown(value)
-    return f"{flag(name)}={shlex.quote(text)}" if text.startswith("-") else f"{flag(name)} {shlex.quote(text)}"
+        return [flag(name) if value else flag(f"no_{name}")]
+    return shell.option(flag(name), shown(value))
 
 
 def shown(value: Any) -> str:
     """As the command line takes it."""
     if isinstance(value, dict):
-        return ",".join(f"{k}={v:g}" for k, v in value.items())
+        return ",".join(f"{k}={shown(v)}" for k, v in value.items())
     if isinstance(value, list):
-        return ",".join(f"{v:g}" for v in value)
-    return "" if value is None else str(value)
+        return ",".join(map(shown, value))
+    return "" if value is None else str(value).removesuffix(".0")

@@ -29,6 +29,7 @@ from ..seeds import seed_of
 from ..weights import sharding
 from . import checkpoint, optimizers
 from .log import Log
+from .meters import Meters
 
 PATIENCE = 10  # steps without a finite gradient before training gives up
 
@@ -149,9 +150,11 @@ def train(
         look()
     bar = tqdm(total=job.steps, initial=state.step, desc=job.name, unit="step", disable=not accelerator.is_main_process,
                dynamic_ncols=True, mininterval=0.5)  # fmt: skip
+    meters = Meters(job.rows * accelerator.num_processes, accelerator.device, built)
     failures, began = 0, time.perf_counter() - state.seconds
     with Interrupts() as interrupts, bar:
         while state.step < job.steps:
+            meters.begin()
             rate = learning_rate(state.step, job.training)
             for optimizer in built:
                 optimizers.set_rate(optimizer, rate)
@@ -167,6 +170,7 @@ def train(
                 failures, state.skipped = failures + 1, state.skipped + 1
             for optimizer in built:
                 optimizer.zero_grad(set_to_none=True)
+            meters.end()
             if failures >= PATIENCE:
                 raise Diverged(
                     f"{job.name}: the gradient was not finite for {PATIENCE} steps in a row (the last is step {state.step}); "
@@ -177,7 +181,8 @@ def train(
             last, notes = state.step == job.steps, {"grad_norm": norm, "skipped": state.skipped}
             if job.validation and (state.step % job.validate_every == 0 or last):
                 notes |= trainer.validate(job.validation)
-            log.step(state.step, state.seconds, rate, terms | notes, now=last or "validation_loss" in notes)
+            now = last or "validation_loss" in notes
+            log.step(state.step, state.seconds, rate, terms | notes, now=now, meters=meters.read)
             usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()} | usage, refresh=False)
             bar.update()

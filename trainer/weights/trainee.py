@@ -98,6 +98,14 @@ class Trainee:
             return WithWeights(self.network, {name: live[name].detach().clone() for name in self.tensors})
         return WithoutLora(self.network, at_t=self.time == "fold" and self.settings.guidance.base_time == "t")
 
+    def before(self, step: int) -> Velocity | None:
+        """The model as it was before training, for its instantaneous velocity (r = t); None where that is gone at this step."""
+        if self.settings.mode == "lora":
+            return WithoutLora(self.network, at_t=self.time == "fold")
+        if self._base is not None:
+            return WithWeights(self.network, self._base)
+        return WithWeights(self.network, {}) if step == 0 else None
+
     def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """These values of the trained tensors and, of all weights, those that are not trained, too."""
         return {**(self.network.state_dict() if self.settings.mode == "full" else {}), **values}
