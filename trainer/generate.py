@@ -39,6 +39,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """python -m trainer.generate RUN: images from a run's files.  Exit code 0, or 2 for bad input."""
+    if argv is None:
+        console.utf8()
+    return console.guarded(lambda: draw(parser().parse_args(argv)))
+
+
+def parser() -> Parser:
     p = Parser(
         prog="python -m trainer.generate",
         description="Draw images with a run: each as a PNG that holds its prompt and settings, and a grid of all.",
@@ -76,9 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         help="PNG of the grid, beside a folder of that name with the images; the image itself where there is one only; or a "
         "folder for all (default: %(default)s)",
     )  # fmt: skip
-    if argv is None:
-        console.utf8()
-    return console.guarded(lambda: draw(p.parse_args(argv)))
+    return p
 
 
 @dataclass(frozen=True)

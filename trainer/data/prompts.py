@@ -220,7 +220,7 @@ def of_fields(name: str, values: Mapping[str, Any], folder: Path, report: Report
             continue
         if field is None:
             if str(key).strip().lower() not in tables.TARGET:  # the picture of a row of training data is no matter here
-                report.note(f"{key}: read by nothing in a prompt", name)
+                report.note(f"option {key!r}, which nothing here reads", name)
         elif field == "reference":
             found[field] = [*found.get(field, []), *(value if isinstance(value, list) else [value])]
         else:
