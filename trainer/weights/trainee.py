@@ -84,6 +84,7 @@ class Trainee:
         self.count = sum(p.numel() for p in self.network.parameters())
         if memory.block_swap > (most := len(blocks_of(model))):
             raise TrainerError(f"--block-swap is {memory.block_swap}; expected at most {most}, the blocks of {backbone.name}")
+        self.copy: WithWeights | None = None  # of all weights as they were, where a guide needs it
         self.swap = BlockSwap(model, memory.block_swap) if memory.block_swap else None
 
     @property
@@ -95,16 +96,15 @@ class Trainee:
         """The frozen model that training starts from, for its instantaneous velocity; asked for before anything is trained."""
         if self.settings.mode == "full":  # a copy, sharded where the weights are by now
             live = sharding.parameters(self.network)
-            return WithWeights(self.network, {name: live[name].detach().clone() for name in self.tensors})
+            self.copy = WithWeights(self.network, {name: live[name].detach().clone() for name in self.tensors})
+            return self.copy
         return WithoutLora(self.network, at_t=self.time == "fold" and self.settings.guidance.base_time == "t")
 
     def before(self, step: int) -> Velocity | None:
         """The model as it was before training, for its instantaneous velocity (r = t); None where that is gone at this step."""
         if self.settings.mode == "lora":
             return WithoutLora(self.network, at_t=self.time == "fold")
-        if self._base is not None:
-            return WithWeights(self.network, self._base)
-        return WithWeights(self.network, {}) if step == 0 else None
+        return self.copy or (WithWeights(self.network, {}) if step == 0 else None)
 
     def complete(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """These values of the trained tensors and, of all weights, those that are not trained, too."""
