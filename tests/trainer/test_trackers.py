@@ -88,7 +88,8 @@ def wandb(monkeypatch, tiny, tmp_path):
 
     def run(module, *options):
         monkeypatch.setitem(sys.modules, "wandb", module)
-        monkeypatch.setattr("trainer.training.trackers.find_spec", lambda name: True)
+        for module in ("training.trackers", "runs.checks"):
+            monkeypatch.setattr(f"trainer.{module}.find_spec", lambda name: True)
         monkeypatch.setattr("accelerate.tracking._available_trackers", [tracking.LoggerType.WANDB])
         return main("lora", [*tiny, *SHORT, "--out", str(tmp_path), "--tracker", "wandb", *options])
 
