@@ -39,7 +39,7 @@ async function exportWorkflow(page, { name, notes, groups, below, graph, extra, 
       const columns = beside.flat().length;
       const WIDE = below.length || columns > 5 ? 250 : columns > 4 ? 280 : 330;
       const WIDTH = { CLIPTextEncode: columns > 4 ? WIDE : 380, SaveImage: columns > 4 ? WIDE : 380, TwinFlowVelocityFields: 760, TwinFlowEmojiImage: 270 };
-      const ROOM = { CLIPTextEncode: 150, TextEncodeQwenImageEdit: 190, SaveImage: columns > 4 ? 300 : 420, LoadImage: 320, TwinFlowModelLoader: below.length ? 250 : 300, TwinFlowLoraLoader: 210, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: below.length ? 400 : 270, TwinFlowEmojiImage: 370, TwinFlowVelocityFields: 860 };
+      const ROOM = { CLIPTextEncode: 150, TextEncodeQwenImageEdit: 190, SaveImage: columns > 4 ? 300 : 420, LoadImage: 320, TwinFlowModelLoader: below.length ? 250 : 300, TwinFlowLoraLoader: 210, TwinFlowModelPatch: 190, TwinFlowSchedulePlot: below.length ? 372 : 270, TwinFlowEmojiImage: 370, TwinFlowVelocityFields: 860 };
       const drawn = () => new Promise((done) => setTimeout(done, 1500));
       await window.app.loadApiJson(graph, name);
       const g = window.app.graph;

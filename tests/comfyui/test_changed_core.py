@@ -100,6 +100,21 @@ def test_a_dynamic_model_has_a_copy_that_is_not(golden, comfy, run, load, dynami
     assert tiny.rms(answer(golden, comfy, copy, r=0.2), answer(golden, comfy, model, r=0.2)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["TwinFlow emoji: base", "TwinFlow emoji: distilled"])
+def test_models_that_come_with_the_pack_have_a_copy_that_is_not_dynamic(comfy, run, dynamic, name):
+    """It computes in float32, whatever the file's dtype."""
+    if name not in comfy.part("nodes.shipped").models():
+        pytest.skip("not there yet")
+    stored, wide = (run("TwinFlowModelLoader", model_name=name, weight_dtype=kind)[0] for kind in ("default", "float32"))
+    copy = stored.clone(disable_dynamic=True)
+    assert stored.is_dynamic() and not copy.is_dynamic() and type(copy.model) is type(stored.model)
+    positive, _, latent = run("TwinFlowEmojiPrompt", words="pizza")
+    how = dict(positive=positive, latent_image=latent, preset="1 step", seed=1, cfg=1.0, denoise=1.0)
+    others = copy, wide.clone(disable_dynamic=True)
+    made, wanted = (run("TwinFlowSampleLatent", model=model, **how)[0]["samples"] for model in others)
+    assert tiny.rms(made, wanted) < 1e-5
+
+
 def test_core_nodes_copy_a_dynamic_model(comfy, goldens, run, load, dynamic):
     """Torch Compile and a prompt with a LoRA hook; Select Model Device, where there is one."""
     import nodes

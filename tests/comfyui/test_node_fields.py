@@ -118,6 +118,16 @@ def test_released_z_image_files_have_no_twin_of_their_own(comfy, goldens, run, m
     assert len(heard) == 1 and "the same at t and at -t" in heard[0]
 
 
+@pytest.mark.parametrize("preset", ["1 step", "8 steps"])
+def test_a_schedule_is_plotted_by_its_preset_or_its_sigmas(run, preset):
+    sigmas = run("TwinFlowSchedule", preset=preset, steps=2, start_gap=0, end_gap=0, warp_a=1, warp_b=1, warp_c=1, denoise=1)[0]
+    size = dict(width=384, height=256)
+    own = run("TwinFlowSchedulePlot", style="multi", preset=preset, **size)[0]
+    style = {"1 step": "few", "8 steps": "any"}[preset]
+    other = run("TwinFlowSchedulePlot", style=style, sigmas=sigmas, preset="30 steps", **size)[0]
+    assert own.shape == (1, 256, 384, 3) and torch.equal(own, other)
+
+
 @pytest.mark.parametrize("times", ["", "soon", "0", "-0.5", "1.2", "nan", "0.1, x", ", ".join(["0.5"] * 17)])
 def test_times_that_are_none_are_refused(comfy, times):
     with pytest.raises(ValueError, match=r"^times are .*; expected 1 to 16 numbers above 0 and at most 1") as error:
