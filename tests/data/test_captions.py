@@ -23,6 +23,7 @@ from .conftest import draw
         ("asks a cat", "sks", "sks asks a cat"),
         ("猫", "名", "名 猫"),
         ("a cat", "", "a cat"),
+        ("a cat", "  ", "a cat"),
     ],
 )
 def test_a_trigger_stands_before_each_caption_once(text, trigger, trained):
@@ -66,3 +67,14 @@ def test_each_epoch_draws_an_order(prepared, tmp_path, text):
 def test_tags_that_are_kept_of_none_that_are_shuffled():
     with pytest.raises(TrainerError, match="--keep-tags is 2, and no tags are shuffled"):
         resolve("lora", {"model": "sana", "keep_tags": 2}, notify=lambda line: None)
+
+
+def test_rows_whose_caption_is_not_their_own_are_named(prepared, tmp_path):
+    for name, caption in {"none": None, "empty": "\n", "own": "a cat"}.items():
+        path = draw(tmp_path / "a" / f"{name}.png", 32, 32, seed=len(name))
+        if caption is not None:
+            path.with_suffix(".txt").write_text(caption)
+    for given, trained in ((dict(trigger="sks"), "sks"), (dict(caption="a photo"), "a photo")):
+        data, report = prepared(tmp_path / "a", **given)
+        assert [row.captions[0].text for row in data.rows][:2] == [trained] * 2
+        assert report.noted["no caption of its own"] == [str(tmp_path / "a" / f"{name}.png") for name in ("empty", "none")]

@@ -199,3 +199,38 @@ def test_a_path_in_a_cell_that_leads_nowhere(tmp_path, path):
     parquet.write_table(pyarrow.table({"image": [{"bytes": None, "path": path}], "text": ["a"]}), tmp_path / "rows.parquet")
     with pytest.raises(OSError):
         read(tmp_path / "rows.parquet")[0][0].target.read()
+
+
+def test_a_table_of_kohya_that_names_no_suffix(tmp_path):
+    for name in ("0.png", "1.JPG", "2.5.webp"):
+        (tmp_path / name).touch()
+    about = {"0": {"caption": "a", "tags": "b"}, "1": {"tags": "c, d"}, "2.5": {"tags": ["e", "f"]}, "absent": {"caption": "g"}}
+    (tmp_path / "meta.json").write_text(json.dumps(about))
+    assert names(read(tmp_path / "meta.json")[0]) == [("0.png", "a"), ("1.JPG", "c, d"), ("2.5.webp", "e, f"), ("absent", "g")]
+
+
+def test_tags_in_other_tables_are_one_caption(tmp_path):
+    parquet.write_table(pyarrow.table({"image": [b"x"], "tags": [["a", "b"]]}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"image": "0.png", "tags": ["a", "b"]}\n{"image": "0.png", "tags": ["a"], "text": "c"}'
+    )
+    assert [row.captions for row in read(tmp_path)[0]] == [("a, b",)]
+    assert [row.captions for row in read(tmp_path / "rows.jsonl")[0]] == [("a, b",), ("c",)]
+
+
+@pytest.mark.parametrize("text", ["a\0b", ["a", "b\0"]])
+def test_zero_bytes_in_captions_are_named(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "text": text}))
+    parquet.write_table(pyarrow.table({"image": [b"x"], "text": [text]}), tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        rows, report = read(tmp_path / name)
+        assert rows == [] and len(report.skipped) == 1
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.json", "prompts.txt"])
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "cp1252"])
+def test_tables_in_other_codes_are_refused_in_a_line(tmp_path, name, code):
+    (tmp_path / name).write_bytes('image,text\n0.png,café\n{"image": "0.png", "text": "é"}'.encode(code))
+    with pytest.raises(TrainerError, match="cannot be read .*expected a readable file in UTF-8") as error:
+        read(tmp_path / name)
+    assert "\n" not in str(error.value)

@@ -14,9 +14,10 @@ from .sources import Source
 
 def made(texts: tuple[str, ...], source: Source) -> tuple[str, ...]:
     """As many orders of each, equally many each; the source's own caption where there is none, then the trigger alone."""
+    trigger = source.trigger.strip()
     texts = texts or ((source.caption,) if source.caption else ())
     ordered = [order for text in texts for order in orders(text, source.orders, source.keep)]
-    return tuple(triggered(text, source.trigger) for text in ordered) or ((source.trigger,) if source.trigger else ())
+    return tuple(triggered(text, trigger) for text in ordered) or ((trigger,) if trigger else ())
 
 
 def triggered(text: str, trigger: str) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 
 from .. import TrainerError
 from . import parquet, texts
+from .image_files import SUFFIXES
 from .report import Report
 from .row import ImageFile, Row
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 # Under which name a value is looked for, the first found winning: ours, then those of other trainers' files and of the hub.
-CAPTION = ("text", "texts", "instruction", "caption", "captions", "prompt", "edit_prompt", "txt")
+CAPTION = ("text", "texts", "instruction", "caption", "captions", "prompt", "edit_prompt", "txt", "tags")
 TARGET = (
     "image",
     "target",
@@ -60,7 +61,7 @@ def _json(path: Path, report: Report) -> Iterator[Row]:
     if isinstance(whole, list):
         rows = enumerate(whole, 1)
     elif isinstance(whole, dict) and whole and all(isinstance(about, dict) for about in whole.values()):
-        rows = enumerate(({"image": image, **about} for image, about in whole.items()), 1)
+        rows = enumerate(({"image": completed(path.parent, image), **about} for image, about in whole.items()), 1)
     else:
         rows = ((number, _loads(line)) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     for number, values in rows:
@@ -115,7 +116,7 @@ def _row(name: str, values: Mapping[str, Any], folder: Path) -> Row:
     values = {key.strip().lower(): value for key, value in values.items()}
     target = next((values[key] for key in TARGET if values.get(key)), None)
     sources = [path for key in references(values) for path in _list(values[key])]
-    captions = next((_list(values[key], text=True) for key in CAPTION if values.get(key)), [])
+    captions = next((_texts(key, values[key]) for key in CAPTION if values.get(key)), [])
     return Row(
         name,
         tuple(captions),
@@ -134,14 +135,26 @@ def references(columns: Mapping[str, Any] | list[str]) -> list[str]:
     return []
 
 
-def _list(value: Any, *, text: bool = False) -> list[Any]:
+def _list(value: Any) -> list[Any]:
     """One value or several; a CSV's cell may hold several as a JSON list."""
-    if not text and isinstance(value, str) and value.startswith("["):
+    if isinstance(value, str) and value.startswith("["):
         value = _loads(value) or value
-    values = value if isinstance(value, list) else [value] if value else []
-    if text and "\0" in "".join(values).encode().decode():  # refuses what is not text, and halves of characters
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _texts(key: str, value: Any) -> list[str]:
+    """One caption or several; tags are one.  Raises ValueError or TypeError for what is not text, and halves of characters."""
+    texts = value if isinstance(value, list) else [value] if value else []
+    if "\0" in "".join(texts).encode().decode():
         raise ValueError
-    return values
+    return [", ".join(texts)] if key == "tags" else texts
+
+
+def completed(folder: Path, name: str) -> str:
+    """The image's name, also where a kohya's table leaves the suffix away."""
+    if Path(name).suffix.lower() in SUFFIXES or (folder / name).exists() or "\0" in name:
+        return name
+    return next((own for end in SUFFIXES for own in (name + end, name + end.upper()) if (folder / own).exists()), name)
 
 
 def _file(folder: Path, value: Any) -> ImageFile:
@@ -190,7 +203,7 @@ def _parquet(path: Path, report: Report) -> Iterator[Row]:
                 raise Unusable("several target images")
             yield Row(
                 name,
-                tuple(_list([c for c in (value if isinstance(value, list) else [value]) if isinstance(c, str)], text=True)),
+                tuple(_texts(text.lower(), [c for c in value if c] if isinstance(value, list) else value)),
                 targets[0] if targets else None,
                 tuple(found for column in sources for found in images(column, number)),
                 _repeats(repeats[number]) if repeats else 1,
