@@ -95,7 +95,7 @@ class Backbone(Protocol):
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
         """What a caption's tokens are counted with, no encoder being loaded: by what reads them, their number and how many
-        are read at most; empty where every caption is read whole.  Raises TrainerError."""
+        are read at most; empty where it is surely read whole.  Raises TrainerError."""
         ...
 
     def image_codec(self, source: str = "", *, dtype: torch.dtype = ..., device: Any = "cpu") -> ImageCodec: ...

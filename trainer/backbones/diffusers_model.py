@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ from .. import TrainerError
 from . import encoder_sources, single_files, sources
 from .images import ImageCodec
 from .sizes import LONGEST, Size
+
+FRAME = 256  # bytes around a caption, at most: a template, start and end
 
 
 class PipelineEncoder:
@@ -192,15 +195,20 @@ class DiffusersBackbone:
         return PipelineEncoder(pipeline, self.encode_prompt).to(device)
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
-        if not self.limits:
-            return lambda text: {}
-        parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
-        root, cls = self.parts_of(source, parts), getattr(diffusers, self.pipeline_class)
-        absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
-        pipeline = load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
+        """Its tokenizers are loaded for the first caption that may be too long: a token is a byte or more."""
+        short = min(self.limits.values(), default=0) - FRAME
+
+        @cache
+        def tokenizers() -> Any:
+            parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
+            root, cls = self.parts_of(source, parts), getattr(diffusers, self.pipeline_class)
+            absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
+            return load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
 
         def count(text: str) -> dict[str, tuple[int, int]]:
-            return {name: (number, self.limits[name]) for name, number in self.count_tokens(pipeline, text).items()}
+            if not self.limits or len(text.encode()) <= short:
+                return {}
+            return {name: (number, self.limits[name]) for name, number in self.count_tokens(tokenizers(), text).items()}
 
         return count
 

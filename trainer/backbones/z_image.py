@@ -68,9 +68,8 @@ class ZImage(DiffusersBackbone):
     def count_tokens(self, pipeline: Any, text: str) -> dict[str, int]:
         message = [{"role": "user", "content": text}]
         options: dict[str, Any] = dict(tokenize=False, add_generation_prompt=True, enable_thinking=True)
-        return {
-            "the text encoder": len(pipeline.tokenizer(pipeline.tokenizer.apply_chat_template(message, **options)).input_ids)
-        }
+        whole = pipeline.tokenizer.apply_chat_template(message, **options)
+        return {"the text encoder": len(pipeline.tokenizer(whole, verbose=False).input_ids)}
 
     def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
         (embeds,), _ = pipeline.encode_prompt([text], device=device, do_classifier_free_guidance=False)
