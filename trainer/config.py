@@ -105,9 +105,7 @@ class Data(Section):
         "number format of the text encoder (auto: that of --dtype); int8 by torchao, nf4 by bitsandbytes (on a GPU)",
     )
     vae_dtype: Literal["fp32", "bf16"] = option("fp32", "number format of the autoencoder while it encodes images")
-    vae_tiling: bool = option(
-        False, "encode images in tiles of 512 pixels: less memory, and latents that differ a little near their edges"
-    )
+    vae_tiling: bool = option(False, "encode images in overlapping squares of 512 pixels: less memory, and other latents")
 
     @model_validator(mode="after")
     def _one_place(self) -> "Data":

@@ -9,10 +9,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.backbones.test_packed import written
 from trainer import TrainerError
 from trainer.backbones import encoder_sources
 from trainer.cli import main
+
+from .forms import written
 
 PROMPTS = ["a cat", "a much longer prompt about a dog in the rain", ""]
 

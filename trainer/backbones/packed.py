@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from .. import TrainerError
 SAFE = (".safetensors", ".sft")
 ENDINGS = (*SAFE, ".gguf")
 FIRST = b"GGUF"
+BESIDE = ("text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.", "vae.")  # in a whole checkpoint
 WORK = torch.bfloat16  # of what is unpacked, where nobody says
 
 
@@ -97,12 +97,9 @@ def check_layers(path: Path, entries: Entries, weights: set[str], layers: dict[s
     """Raises WeightsError for a layer that is not a weight times its scale, and for a weight that has lost its scale."""
     if rotated := next((layer for layer in layers.values() if not plain(layer)), None):
         raise WeightsError(f"{path}: is quantised as {rotated.kind}, rotated, which the trainer cannot read. {INSTEAD}")
-    if layers or OLD_MARK in entries:
-        lost = [
-            key
-            for key in weights
-            if entries[key][0] in FP8 and len(entries[key][1]) == 2 and key.removesuffix(".weight") not in layers
-        ]
+    if OLD_MARK in entries or any(not module.startswith(BESIDE) for module in layers):
+        own = [key for key in weights if entries[key][0] in FP8 and len(entries[key][1]) == 2 and not key.startswith(BESIDE)]
+        lost = [key for key in own if key.removesuffix(".weight") not in layers]
         if lost:
             raise WeightsError(
                 f"{path}: is in scaled fp8, but {len(lost)} of its fp8 weights have no scale ({', '.join(sorted(lost)[:3])}); "
@@ -115,7 +112,9 @@ def open_gguf(path: Path) -> WeightsFile:
         raise TrainerError(
             f"{path}: is GGUF, and the gguf package is not installed; pip install gguf, or take a .safetensors file"
         )
-    gguf: Any = import_module("gguf")
+    import gguf as package
+
+    gguf: Any = package
     try:
         with open(path, "rb") as file:
             if file.read(4) != FIRST:
