@@ -90,6 +90,22 @@ def test_what_is_not_read_is_refused_in_one_line(family, native, fault, tmp_path
     assert "\n" not in str(error.value) and "base.safetensors" in str(error.value)
 
 
+def test_values_that_are_not_numbers(family, native, tmp_path):
+    tensors = {name: t.contiguous() for name, t in native[1].items()}
+    name = sorted(matrices(tensors))[-1]
+    for value in (float("nan"), float("inf")):
+        for dtype in (torch.float32, torch.bfloat16):
+            spoilt = {n: t.to(dtype) for n, t in tensors.items()}
+            spoilt[name] = spoilt[name].clone()
+            spoilt[name][1, 1] = value
+            save_file(spoilt, tmp_path / "x.safetensors")
+            with pytest.raises(TrainerError, match="holds values that are not numbers"):
+                family.backbone.load(str(tmp_path / "x.safetensors"))
+    large = {n: torch.full_like(t, 6e4).half() if n == name else t for n, t in tensors.items()}
+    save_file(large, tmp_path / "x.safetensors")
+    family.backbone.load(str(tmp_path / "x.safetensors"))
+
+
 def test_plain_fp8_is_no_scaled_fp8(tmp_path):
     save_file({"a.weight": torch.ones(4, 4).to(E4M3), "b.weight": torch.ones(4)}, tmp_path / "x.safetensors")
     file = open_weights(tmp_path / "x.safetensors")

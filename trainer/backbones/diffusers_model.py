@@ -178,8 +178,8 @@ class DiffusersBackbone:
         try:
             return self.architecture({name: tuple(t.shape) for name, t in tensors.items()})
         except (KeyError, ValueError):
-            found = ", ".join(list(tensors)[:4])
-            raise TrainerError(f"model source {source!r}: is not a transformer of {self.name} (found {found}, ...)") from None
+            held = single_files.other(tensors)
+            raise TrainerError(f"model source {source!r}: is not a transformer of {self.name}; it holds {held}") from None
 
     def text_encoder(self, source: str = "", *, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> PipelineEncoder:
         """The text encoders of a source (see encoder_sources), or of the published model where it has none.

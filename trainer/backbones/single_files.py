@@ -4,7 +4,7 @@ Sizes are read off the tensors; what no tensor tells (heads' widths, activations
 here.  A file has no tokenizer: that comes from a folder, or as published.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +73,18 @@ def what_is(file: WeightsFile) -> str:
     """What a file holds, in words."""
     if kind := kind_of(file):
         return KINDS[kind].what + (f" of {channels(file)} channels" if channels(file) else "")
-    keys = [bare(key) for key in file.entries]
+    return other(file.entries)
+
+
+def other(names: Iterable[str]) -> str:
+    """What tensors of these names are, where they are no encoder, in words."""
+    keys = [bare(key) for key in names]
     for known in all_backbones().values():
         if any(known.models.values()) and (known.layout.native in keys or known.layout.diffusers in keys):
             return f"the transformer of {known.title}"
     if any(map(is_part, keys)):
         return "a LoRA"
-    return f"nothing that is known here ({', '.join(list(file.entries)[:3])}, ...)"
+    return f"nothing that is known here ({', '.join(keys[:4])}, ...)"
 
 
 def filled(model: Any, file: WeightsFile, named: Callable[[str], list[str]], dtype: torch.dtype) -> Any:

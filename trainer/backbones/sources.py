@@ -174,8 +174,18 @@ def build(cls: Any, config: Mapping, tensors: dict[str, Tensor], dtype: torch.dt
         why = "a second time embedder, so it is a TwinFlow model already; expected a plain one" if second else "unknown to"
         what = why if second else f"{why} {cls.__name__}; expected its weights alone"
         raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
+    for name, t in tensors.items():
+        if not is_finite(t):
+            raise TrainerError(f"{source}: {name!r} holds values that are not numbers: it is damaged, fetch it again")
     model.load_state_dict({name: cast(t, dtype) for name, t in tensors.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    tensor = tensor if tensor.dtype.itemsize > 1 else tensor.bfloat16()
+    return bool(tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all())  # the sum is quick, and may overflow
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
