@@ -1,9 +1,13 @@
 """Pictures from a finished run's files."""
 
+import hashlib
+
 import pytest
+import torch
 from PIL import Image
 
 from trainer.generate import main
+from trainer.runs import pictures
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -31,6 +35,54 @@ def test_bad_input(finished, tmp_path, capsys, options, words):
     assert main([str(finished / "digits-lora"), *options, "--output", str(output)]) == 2
     error = capsys.readouterr().err
     assert all(word in error for word in words) and not output.exists()
+
+
+def test_pictures_of_their_own_say_how_they_were_drawn(finished, tmp_path):
+    """And what is asked for in a prompt or a file counts before the options."""
+    (tmp_path / "p.csv").write_text("prompt,seed,steps\n3,9223372036854775807,1\n")
+    run, asked = str(finished / "digits-lora"), ["--prompts", "7 --d 5 --s 1,4", str(tmp_path / "p.csv"), "--each", "2"]
+    assert main([run, *asked, "--output", str(tmp_path / "all")]) == 0
+    found = {path.name: pictures.read(path) for path in (tmp_path / "all").glob("0*.png")}
+    assert {name: (facts["prompt"], facts["seed"], facts["steps"]) for name, (_, facts) in found.items()} == {
+        "01-7-1-nfe-01.png": ("7", 5, 1), "01-7-1-nfe-02.png": ("7", 6, 1), "01-7-4-nfe-01.png": ("7", 5, 4),
+        "01-7-4-nfe-02.png": ("7", 6, 4), "02-3-1-nfe-01.png": ("3", 2**63 - 1, 1), "02-3-1-nfe-02.png": ("3", 2**63, 1),
+    }  # fmt: skip
+    assert (tmp_path / "all" / "grid.png").exists()
+    facts = found["01-7-4-nfe-02.png"][1]
+    weights = finished / "digits-lora" / facts["weights"]
+    assert facts["hash"] == hashlib.sha256(weights.read_bytes()).hexdigest() and facts["model"] == facts["base"] == "digits"
+    again = [run, "--prompts", "7", "--steps", "4", "--seed", "6", "--each", "1", "--output", str(tmp_path / "one.png")]
+    assert main(again) == 0 and not (tmp_path / "one").exists()
+    picture, own = pictures.read(tmp_path / "one.png")
+    assert own == facts and torch.equal(picture, found["01-7-4-nfe-02.png"][0])
+
+
+@pytest.mark.parametrize("output", ["x.jpg", "x.png/", "sub.v2"])
+def test_where_pictures_go(finished, tmp_path, capsys, output):
+    code = main(
+        [str(finished / "digits-lora"), "--prompts", "1", "--each", "1", "--steps", "1", "--output", f"{tmp_path}/{output}"]
+    )
+    if output.endswith("/"):
+        assert code == 0 and (tmp_path / "x.png" / "01-1-1-nfe.png").exists()
+    else:
+        assert code == 2 and "ends in .png" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompts", "3 --w 64"], ["a size means nothing to digits"]),
+        (["--prompts", "3 --foo 1"], ["--foo", "--w, --h, --d"]),
+        (["--prompts", "nowhere.txt"], ["nowhere.txt", "is not there"]),
+        (["--steps", "x"], ["--steps", "'x'", "see --help"]),
+        (["--nonsense"], ["--nonsense", "see --help"]),
+        (["--checkpoint", "99"], ["--checkpoint is 99", "a step among"]),
+    ],
+)
+def test_bad_input_is_one_line(finished, tmp_path, capsys, options, words):
+    assert main([str(finished / "digits-lora"), *options, "--output", str(tmp_path / "x.png")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
 
 
 def test_a_folder_that_holds_no_run(tmp_path, capsys):

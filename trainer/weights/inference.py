@@ -17,7 +17,9 @@ from .trainee import VelocityModel
 
 def noise(rows: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Initial noise (rows, *shape); a row's noise depends on its number and the seed only."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + i)) for i in range(rows)])
+    numbers = [seed * 1_000_003 + i for i in range(rows)]
+    numbers = [n if -(2**63) <= n < 2**64 else n % 2**63 for n in numbers]  # as large as PyTorch takes them
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(n)) for n in numbers])
 
 
 @torch.no_grad()
