@@ -45,7 +45,7 @@ def command(mode: Mode, argv: list[str]) -> None:
     if given is None:  # --help
         return
     dry_run, cards, file = (given.pop(name, None) for name in ("dry_run", "plan", "config"))
-    settings = resolve(mode, (read_file(file, mode) if file else {}) | given)
+    settings = resolve(mode, ({} if file is None else read_file(file, mode)) | given)
     if dry_run:
         print(printed(settings), flush=True)
         from .runs.run import dry_run as look

@@ -44,7 +44,8 @@ def option(
     default: Any, help: str, *, name: str = "", metavar: str = "", top: bool = False, lora: bool = False, **limits
 ) -> Any:
     """A field.  name: on the command line, where not the field's.  top: of the most used.  lora: of trainer.lora only."""
-    bounds: dict[str, Any] = {"le": 2**31 - 1} if type(default) is int else {}  # more is a slip, and overflows somewhere
+    # more is a slip, and overflows somewhere
+    bounds: dict[str, Any] = {"le": 2**31 - 1 if type(default) is int else 1e9} if {"ge", "gt"} & limits.keys() else {}
     return Field(
         default, description=help, json_schema_extra=dict(name=name, metavar=metavar, top=top, lora=lora), **bounds | limits
     )
@@ -58,7 +59,7 @@ class Run(Section):
     out: Path = option(Path("runs"), "folder that holds the runs")
     name: str = option("", "name of the run, of its folder and its weights file (default: <model>-<mode>)")
     seed: int = option(0, "random seed; with the step's number it decides every draw", ge=0, le=2**63 - 1)
-    threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", ge=0)
+    threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice", ge=0, le=1024)
 
 
 class Data(Section):

@@ -3,15 +3,17 @@
 import errno
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twinflow.weights import WeightsError
-
 from . import Stopped, TrainerError
 
+SILENT = {"-h", "--help", "--dry-run", "--plan"}  # options of what is written for others to read
+OF_THE_CARD = re.compile(r"CUDA|CUDNN|cuDNN|CUBLAS|NCCL|HIP error|MPS backend")
 AGAIN = "To go on, run the same command again."
 
 
@@ -66,6 +68,29 @@ def patient() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def loading(what: str) -> None:
+    """Says what is loaded next, which may take minutes; of processes that train together the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"loading {what} ...", flush=True)
+
+
+def started(name: str, command: Callable[[], int]) -> int:
+    """The exit code of a command that is the whole process.  What it imports takes seconds: a line is there before."""
+    utf8()
+    code = 0
+
+    def act() -> None:
+        nonlocal code
+        if not SILENT & {text.partition("=")[0] for text in sys.argv[1:]}:
+            print(f"{name}: loading PyTorch and diffusers ...", flush=True)
+        code = command()
+
+    own = guarded(act)
+    if own or code:  # it ends now, and a second Ctrl-C has nothing left to stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return own or code
+
+
 def guarded(act: Callable[[], None]) -> int:
     """The exit code of a command: 0 done, 1 diverged or out of something, 2 bad input, 130 interrupted; one line on why."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
@@ -79,7 +104,7 @@ def guarded(act: Callable[[], None]) -> int:
 def _outcome(act: Callable[[], None]) -> tuple[int, str]:
     try:
         act()
-    except (TrainerError, WeightsError) as error:
+    except _ours() as error:
         return getattr(error, "code", 2), f"error: {error}"
     except Stopped as stopped:
         return 130, f"{stopped}\n{AGAIN}"
@@ -89,11 +114,27 @@ def _outcome(act: Callable[[], None]) -> tuple[int, str]:
         named = f"{error.filename}: " if error.filename else ""
         wanted = f"; free some space. {AGAIN}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return 1, f"error: {named}{error.strerror or error}{wanted}"
+    except ImportError as error:
+        return 1, f"error: {_first_line(error)}; expected all that the trainer needs: pip install -U 'twinflow[trainer]'"
     except MemoryError:
         return 1, "error: out of host memory; --plan lists the memory by item, and options that fit"
-    except RuntimeError as error:
-        text = (str(error).splitlines() or [""])[0]
-        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in text:
-            raise
-        return 1, f"error: out of memory ({text})\n--plan lists the memory by item, and options that fit."
+    except Exception as error:
+        text, kind = _first_line(error), type(error).__name__
+        if kind == "SafetensorError":  # of a disk, or a file that changes while it is read
+            return 1, f"error: a weights file cannot be read or written ({text}). {AGAIN}"
+        if kind == "OutOfMemoryError" or "allocate memory" in text or "out of memory" in text or "ALLOC_FAILED" in text:
+            return 1, f"error: out of memory ({text})\n--plan lists the memory by item, and options that fit."
+        if isinstance(error, RuntimeError) and OF_THE_CARD.search(text):
+            return 1, f"error: the card or its driver failed ({text}); what was saved is kept. {AGAIN}"
+        raise
     return 0, ""
+
+
+def _ours() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user; twinflow's, once it is imported, which takes seconds."""
+    weights = sys.modules.get("twinflow.weights")
+    return (TrainerError, weights.WeightsError) if weights else (TrainerError,)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -2,11 +2,17 @@
 
 import sys
 
-from .cli import main
+from . import console
 
 
 def run() -> int:
-    """Returns the exit code (see cli.main)."""
+    """Returns the exit code (see console.started)."""
+    return console.started("trainer.full", command)
+
+
+def command() -> int:
+    from .cli import main  # not before a first line is there, and Ctrl-C is answered with one
+
     return main("full")
 
 

@@ -40,6 +40,7 @@ from .encoders import check as check_encoders
 from .encoders import source_of
 
 NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.18", "torch": "2.6", "transformers": "4.51"}
+LONGEST_NAME = 200  # bytes: disks take 255, of which steps and endings need some
 WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw")  # which shards plain weights
 
 
@@ -373,9 +374,22 @@ def cache_folder(facts: Facts, notify: Callable) -> Iterator[str]:
             yield f"--cache: {folder} {why}; expected a writable folder"
 
 
+def is_plain(name: str) -> bool:
+    """Whether it can be the name of a folder and, with a step behind it, of a file."""
+    forbidden = set('<>:"|?*') if os.name == "nt" else set()
+    plain = Path(name).name == name == name.strip() and name.isprintable() and not name.startswith(".")
+    return bool(name) and plain and not forbidden & set(name) and len(os.fsencode(name)) <= LONGEST_NAME
+
+
 def not_writable(folder: Path) -> str:
     """Why a folder cannot be made, or written into; "" where it can."""
     parents = [folder, *folder.absolute().parents]
+    try:
+        os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, a zero byte in it, not to be looked into
+        return f"cannot be made ({getattr(error, 'strerror', None) or error})"
     there = next((p for p in parents if os.path.lexists(p)), None)
     if there is None or not there.is_dir():
         return f"cannot be made ({there} is no folder)"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from twinflow.objective import Condition
 from twinflow.weights import write_atomically
 
-from .. import TrainerError, data
+from .. import TrainerError, console, data
 from ..backbones import Backbone
 from ..backbones.images import tile
 from ..config import Settings
@@ -75,6 +75,7 @@ class ImageRun:
         validation = rows("validation", logged.validation) if logged.validation else None
         shown = self.encoded(settings, asked, cache, accelerator) if asked else train.first(SHOWN)
         dtype = settings.torch_dtype if settings.mode == "lora" else None
+        console.loading(f"the transformer of {self.backbone.name}")
         held.append(self.backbone.load(wanted.source, dtype=dtype))
         made = [self.row(i, held[0], cache, wanted.guidance_prompt, *own) for i, own in enumerate(zip_longest(shown, asked))]
         if accelerator.is_main_process:
@@ -169,14 +170,18 @@ class ImageRun:
         """The encodings of this run's encoders; they are loaded when something is missing, and freed."""
         known = self.backbone
         text, image = encoders.identities(known, settings)
+
+        def said(what: str, load: Callable[..., Any]) -> Callable[[], Any]:
+            return lambda: (console.loading(f"the {what} of {known.name}"), load(known, settings, device))[1]
+
         return Cache(
             self.cache_folder(settings),
             Encoder(
                 text,
-                lambda: encoders.text_encoder(known, settings, device),
+                said("text encoder", encoders.text_encoder),
                 lambda: known.token_counter(encoders.source_of(known, settings)),
             ),
-            Encoder(image, lambda: encoders.image_codec(known, settings, device)),
+            Encoder(image, said("autoencoder", encoders.image_codec)),
             settings.torch_dtype,
         )
 

@@ -62,8 +62,8 @@ def is_wanted(settings: Settings) -> bool:
     if settings.mode == "base" and not isinstance(run_of(backbone(settings.model)), HasBase):
         own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
         raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
-    if not name or Path(name).name != name or name.startswith(".") or "\0" in str(folder):
-        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes")
+    if not checks.is_plain(name):
+        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes, of at most {checks.LONGEST_NAME} bytes")
     if why := checks.not_writable(folder):
         raise TrainerError(f"--out {settings.run.out}: {folder} {why}; expected a writable folder")
     if (folder / "config.json").exists():

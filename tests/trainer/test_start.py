@@ -1,0 +1,108 @@
+"""From the first moment on: a line before anything is imported that takes seconds, and Ctrl-C answered by one at any time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer import console
+from trainer.cli import main
+
+from .conftest import ROOT, TINY
+
+COMMAND = [sys.executable, "-u", "-m", "trainer.lora", *TINY, "--evaluate", "0"]
+
+
+def start(*options, **changes):
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*COMMAND, *map(str, options)], cwd=ROOT, **dict(stdout=pipe, stderr=pipe, text=True) | changes)
+
+
+def test_the_first_line_is_there_within_three_seconds(tmp_path):
+    before = time.monotonic()
+    with start("--out", tmp_path, "--targets", "to_x") as run:
+        assert "loading PyTorch" in run.stdout.readline()
+        assert time.monotonic() - before < 3
+        _, errors = run.communicate(timeout=250)
+    assert run.returncode == 2 and errors.count("\n") == 1 and errors.startswith("error: targets")
+
+
+def test_nothing_that_takes_seconds_is_imported_before_it():
+    code = (
+        "import sys, trainer.lora, trainer.full, trainer.base; print({'torch', 'diffusers', 'click', 'numpy'} & {*sys.modules})"
+    )
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert made.stdout == "set()\n", made.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("seconds", [0, 0.5, 1.5, 3, 6, 10])
+def test_ctrl_c_at_any_time_is_one_line(tmp_path, seconds):
+    with start("--out", tmp_path, "--steps", "500", "--base-steps", "500") as run:
+        assert "loading PyTorch" in run.stdout.readline()
+        time.sleep(seconds)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=250)
+    assert run.returncode == 130, errors[-500:]
+    assert "Traceback" not in errors and "run the same command again" in errors
+
+
+def test_what_is_not_installed_is_named(capsys):
+    def act():
+        raise ModuleNotFoundError("No module named 'peft'")
+
+    assert console.guarded(act) == 1
+    assert "No module named 'peft'; expected all that the trainer needs: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "raised, words",
+    [
+        (
+            RuntimeError("CUDA error: no kernel image is available\nmore"),
+            "the card or its driver failed (CUDA error: no kernel",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), "the card or its driver failed"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory"),
+        (type("SafetensorError", (Exception,), {})("I/O error: No space left on device (os error 28)"), "No space left"),
+        (OSError(24, "Too many open files", "runs/x"), "runs/x: Too many open files"),
+    ],
+)
+def test_what_a_machine_does(capsys, raised, words):
+    def act():
+        raise raised
+
+    assert console.guarded(act) == 1
+    error = capsys.readouterr().err
+    assert words in error and "more" not in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("name", "x" * 201), ("name", "a\nb"), ("name", " "), ("name", "a "), ("name", "a\0b"), ("out", "y" * 300),
+        ("out", "a\0b"), ("config", ""), ("threads", "100000"), ("lr", "1e308"), ("weight_decay", "1e38"),
+        ("guidance", "1e300"), ("alpha", "1e39"), ("matrix_lr", "1e40"), ("guidance_ratio", "1e200"), ("clip", "1e50"),
+        ("rank", "99999999999"),
+    ],
+)  # fmt: skip
+def test_absurd_values(tmp_path, monkeypatch, capsys, option, value):
+    monkeypatch.chdir(tmp_path)
+    flag = "--" + option.replace("_", "-")
+    for extra in (["--dry-run"], []):
+        assert main("lora", ["--model", "digits", f"{flag}={value}", *extra]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and option.replace("_", "-") in error.replace("_", "-")
+    assert not list(tmp_path.iterdir())
+
+
+def test_streams_that_are_closed(tmp_path):
+    """As `>&- 2>&-`, and a reader that has gone."""
+    for options in (["--dry-run"], ["--targets", "to_x"]):
+        made = subprocess.run(
+            ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *COMMAND, "--out", str(tmp_path), *options], cwd=ROOT, timeout=250
+        )
+        assert made.returncode == (2 if "to_x" in options else 0), options
