@@ -108,7 +108,7 @@ def test_everything_else_in_one_go(edit, edit_whole, photos, tmp_path, capsys, n
         errors = ends(asked, capsys)
     finally:
         vae.write_bytes(saved)
-    words = ("--prompts: ", "a source image for every row", "--validation: ", "does not exist", "--block-swap is 99",
+    words = ("prompts.txt:1: has no image to edit", "--validation: ", "does not exist", "--block-swap is 99",
              "'to_qq' names no", "--resolution is 65; expected a multiple of 16", "vae", "cut off")  # fmt: skip
     assert len(errors) == 6 and all(any(word in line for line in errors) for word in words), errors
     assert not (tmp_path / "runs").exists()
@@ -116,14 +116,15 @@ def test_everything_else_in_one_go(edit, edit_whole, photos, tmp_path, capsys, n
 
 @pytest.mark.parametrize(
     "text, word",
-    [(None, "does not exist"), ("", "holds no usable row"), ("\n \n", "holds no usable row"), (b"\xff\xfe\x00", "UTF-8")],
+    [(None, "does not exist"), ("", "holds no prompt"), ("\n \n", "holds no prompt"), (b"\xff\xfe\x00", "UTF-8")],
 )
 def test_prompts(edit, edit_whole, photos, tmp_path, capsys, nothing_is_encoded, text, word):  # noqa: F811
     path = tmp_path / "prompts.txt"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    errors = ends([*options(edit, edit_whole, photos, tmp_path / "runs"), "--prompts", str(path)], capsys)
-    assert len(errors) == 1 and errors[0].startswith("error: --prompts: ") and word in errors[0], errors
+    asked = [*options(edit, edit_whole, photos, tmp_path / "runs"), "--prompts", str(path), "--sample-every", "0"]
+    errors = ends(asked, capsys)
+    assert len(errors) == 1 and "prompts.txt" in errors[0] and word in errors[0], errors
 
 
 @pytest.mark.parametrize("option, name", [("--data", "data"), ("--validation", "validation")])

@@ -24,6 +24,7 @@ from twinflow.weights import WeightsError, read_header
 from .. import TrainerError, data
 from ..backbones import Backbone, backbone, sources
 from ..config import Settings, flag, notice
+from ..data import prompts as prompt_files
 from ..data.buckets import Buckets
 from ..data.image_files import Broken, size
 from ..data.report import Report
@@ -230,9 +231,11 @@ def validation_data(facts: Facts, notify: Callable) -> None:
 
 
 def prompts(facts: Facts, notify: Callable) -> None:
-    if not facts.reads("prompts"):
+    """Also where --sample-every 0 draws none."""
+    if not facts.reads("prompts") or not (where := facts.settings.logging.prompts):
         return
-    for prompt in facts.kind.asked(facts.settings, lambda line: None):
+    known = facts.published
+    for prompt in prompt_files.read(where, Report(), edit=known.edits, multiple=known.pixels):
         for image in prompt.references:
             try:
                 size(image.read())
