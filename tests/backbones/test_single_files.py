@@ -267,6 +267,19 @@ def test_what_gives_nothing_is_refused(family, comfy, whole, tmp_path):
     assert "te.safetensors" in refused(family, tmp_path / "te.safetensors")
 
 
+def test_without_a_tokenizer_anywhere(family, comfy, monkeypatch, tmp_path):
+    """Offline, and with no folder beside the files."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    _, files = comfy
+    texts = listed(*(file for part, file in files.items() if part != "vae"))
+    with pytest.raises(TrainerError, match="file0.safetensors.* hold no tokenizer.*could not be fetched") as error:
+        family.backbone.text_encoder(texts)
+    assert "\n" not in str(error.value)
+
+
 def test_two_files_of_a_kind_in_a_folder(family, comfy, tmp_path):
     folder, files = comfy
     for name in ("one", "two"):

@@ -188,7 +188,13 @@ class DiffusersBackbone:
         """
         files = encoder_sources.single(source, self.text_kinds)
         rest = tuple(part for part in self.text_parts if part not in files)
-        root, cls = self.parts_of(source, rest), getattr(diffusers, self.pipeline_class)
+        try:
+            root, cls = self.parts_of(source, rest), getattr(diffusers, self.pipeline_class)
+        except TrainerError as error:
+            if not files:
+                raise
+            names = ", ".join(file.name for file in files.values())
+            raise TrainerError(f"--encoders: {names} hold no {', '.join(rest)}, and {error}") from None
         made = {part: single_files.build(self.single[part], file, dtype, sees=self.edits) for part, file in files.items()}
         absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
         pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent, **made), root, rest)
