@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -33,10 +33,11 @@ BY_MODE: dict[str, dict[str, Any]] = {
     "full": dict(lr=1e-5, rank=8, targets="all", keep_weights=1),
     "base": {},
 }
+INIT = "init_file"  # in config.json beside the settings: what --init named
 SOURCES = {("data", "data"), ("logging", "validation")}  # options that hold paths
 READ_BY_BASE = {  # beside the section "base", of which path is for the others
     "model", "mode", "out", "name", "seed", "threads", "save_dtype",
-    "log_every", "sample_every", "validate_every", "save_every", "tracker", "evaluate",
+    "log_every", "sample_every", "validate_every", "save_every", "keep", "keep_weights", "tracker", "evaluate",
 }  # fmt: skip
 
 
@@ -150,6 +151,12 @@ class Training(Section):
     weight_decay: float = option(0.0, "weight decay of AdamW", ge=0)
     betas: tuple[float, float] = option((0.9, 0.999), "both betas of AdamW")
     clip: float = option(1.0, "largest norm of the gradient, which is scaled down to it; 0 is off", ge=0)
+    init: Path | None = option(
+        None,
+        "weights to start from: an adapter of a run, a LoRA of any layout, or a whole TwinFlow model, which then takes the "
+        "place of the model",
+        metavar="FILE",
+    )
     ema: float = option(0.99, "decay of the weight average that is the teacher; 0: the student is its own teacher", ge=0, lt=1)
     weights_ema: float = option(0.0, "decay of the weight average that is saved; 0 saves the last weights", ge=0, lt=1)
 
@@ -361,6 +368,7 @@ class Settings(Section):
         younger = {"captions", "dataset", "trigger", "shuffle_tags", "keep_tags"}  # than the first runs
         younger |= {"encoders_dtype", "vae_dtype", "vae_tiling"}
         names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default} | {"encoders_device"}
+        names -= {"init"} if self.training.init is None else set()
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
         values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -497,21 +505,36 @@ def from_flat(values: Mapping[str, Any]) -> Settings:
         raise TrainerError(explain(error)) from None
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings saved beside a run, of this or the older version.  Raises TrainerError."""
+def read_settings(folder: Path, notify: Callable[[str], None] = lambda line: None) -> Settings:
+    """The settings saved beside a run, of this, an older or a newer version.  Raises TrainerError.
+
+    notify: is given a line on what this version does not know, which is left out.
+    """
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text("utf-8"))
+        values.pop(INIT, None)
         played = {role for role, weight in values.get("roles", {}).items() if weight}
         if "difference" in values and (values["reach"] < 1 or not {"one_step", "fake"} <= played):
             values["rectify"] = 0.0  # of the first version, which did not refuse what cannot be rectified
-        return from_flat(current(values, notify=lambda line: None))
+        values = current(values, notify=lambda line: None)
+        foreign = [name for name in values if name not in OPTIONS or not is_known(name, values[name])]
+        if foreign:
+            told = ", ".join(f"{name}: {values[name]!r}" for name in foreign)
+            notify(f"{path}: holds {told}, which this version does not know; left out")
+        return from_flat({name: value for name, value in values.items() if name not in foreign})
     except FileNotFoundError:
         raise TrainerError(f"{path}: is not there; expected the folder of a run") from None
     except TrainerError as error:
         raise TrainerError(f"{path}: cannot be used ({error})") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise TrainerError(f"{path}: cannot be read ({error})") from None
+
+
+def is_known(name: str, value: Any) -> bool:
+    """Whether an option that is one of several words has a value that is one of them."""
+    choices = get_args(OPTIONS[name].kind) if get_origin(OPTIONS[name].kind) is Literal else ()
+    return not choices or value in choices
 
 
 def explain(error: ValidationError) -> str:

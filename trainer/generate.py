@@ -26,7 +26,7 @@ from .data.report import Report, listing
 from .data.row import ImageFile
 from .runs import drawing, pictures, run_of
 from .runs.previews import near, smaller
-from .weights import files
+from .weights import files, origin
 from .weights.inference import generate, load_trained, noise
 
 MOST = 2**63 - 1  # of a seed
@@ -119,7 +119,7 @@ def draw(args: argparse.Namespace) -> None:
     asked = asked_for(args.prompts or list(kind.usual()), args.reference, known)
     device = Accelerator().device
     conditions = kind.conditions(settings, args.run, asked, device)
-    network = load_trained(known, kind.plain(settings, args.run), weights).to(device)
+    network = load_trained(known, origin.below(known, settings, lambda: kind.plain(settings, args.run)), weights).to(device)
     wanted = [
         Drawing(row, prompt, cond, shape(network.model, known, prompt, cond, usual), sampling, number, seed + number)
         for row, (prompt, cond) in enumerate(zip(asked, conditions))

@@ -5,6 +5,7 @@ The metadata of our files name their time conditioning and how to sample with th
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -73,9 +74,20 @@ def load(path: str | os.PathLike, names: Iterable[str] | None = None, *, device:
 
 
 def save(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors (made contiguous, in their dtype, on the CPU) and metadata, atomically; the folder must exist."""
+    """Write tensors (made contiguous, in their dtype, on the CPU) and metadata, atomically; the folder must exist.
+
+    Raises OSError where the disk is full or otherwise unwilling.
+    """
     ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
+
+    def write(temporary: str) -> None:
+        try:
+            save_file(ready, temporary, {"format": "pt", **(metadata or {})})
+        except SafetensorError as error:  # the library's own name for it
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from None
+
+    write_atomically(path, write)
 
 
 # as the safetensors library sorts them, widest first, so that all are aligned
@@ -137,8 +149,10 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
         with open(temporary, "r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            error.filename = str(path)  # what was to be written
         raise
     flush_folder(path.parent)
 
@@ -155,7 +169,7 @@ def flush_folder(path: Path) -> None:
 
 def write_json(value, path: str | os.PathLike) -> None:
     """value as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=2) + "\n"))
+    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=2) + "\n", "utf-8"))
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,7 @@ class Provenance:
     time: "two" (a second time embedder (t, r) is in the file) or "fold" (the model is asked at t - r / 2).  base_model: the
     backbone that it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
     signed_time: whether the time embedder was trained with the sign of the time (see SecondEmbedder.times).
+    init: the file that training started from, by name and hash; "" where there was none.
     """
 
     time: str
@@ -174,6 +189,7 @@ class Provenance:
     step: int = 0
     config_hash: str = ""
     signed_time: bool = True
+    init: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         values = {
@@ -189,7 +205,8 @@ class Provenance:
             "modelspec.title": f"TwinFlow {self.base_model}",
             "modelspec.implementation": "twinflow",
         }
-        return values | ({"twinflow.rank": str(self.rank)} if self.rank else {})
+        values |= {"twinflow.rank": str(self.rank)} if self.rank else {}
+        return values | ({"twinflow.init": self.init} if self.init else {})
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Provenance | None":
@@ -209,6 +226,7 @@ class Provenance:
                 step=int(get("twinflow.step", "0")),
                 config_hash=get("twinflow.config_hash", ""),
                 signed_time={"true": True, "false": False}[get("twinflow.signed_time", "true")],  # our first files lack it
+                init=get("twinflow.init", ""),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"the file's twinflow metadata cannot be used: {error}") from None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -152,3 +153,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(edit, edit_whole, photos, tmp_
     assert main("lora", [*asked, "--name", "cut"]) == 0
     whole, cut = (load(tmp_path / name / f"{name}.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(t, cut[name]) for name, t in whole.items())
+
+
+@pytest.mark.parametrize("family", ["qwen-image"], indirect=True)
+def test_data_are_known_by_their_content(family, whole, photos, tmp_path, monkeypatch, capsys):
+    """Spelled otherwise, moved or copied they are the same: bit-equal.  Others are said, and the run goes on."""
+    pics = shutil.copytree(photos, tmp_path / "pics")
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", "qwen-image", "--source", str(whole.folder), "--out", str(tmp_path / "runs"), *RUN, "--rank", "2",
+              "--sample-every", "0", "--batch", "2", "--schedule", "constant", "--lr", "1e-2"]  # fmt: skip
+
+    def go(name, data, steps):
+        assert main("lora", [*common, "--data", str(data), "--name", name, "--steps", str(steps)]) == 0
+        return load(tmp_path / "runs" / name / f"{name}.safetensors"), capsys.readouterr().out
+
+    wanted, _ = go("whole", pics, 4)
+    elsewhere = shutil.copytree(pics, tmp_path / "elsewhere" / "deeper")
+    for number, spelled in enumerate((f"{pics}/", "pics", "./pics", elsewhere, f'"{pics}"')):
+        go(f"n{number}", pics, 2)
+        got, out = go(f"n{number}", spelled, 4)
+        assert all(torch.equal(got[name], t) for name, t in wanted.items()), spelled
+        assert "not what they were" not in out and "step 2 of 4" in out
+    shutil.copy(pics / "0.png", pics / "new.png")
+    (pics / "new.txt").write_text("a new one", "utf-8")
+    got, out = go("n0", pics, 5)
+    assert "the data are not what they were (6 rows, were 5): training goes on with them as they are" in out
+    _, out = go("n0", pics, 6)
+    assert "not what they were" not in out

@@ -1,5 +1,6 @@
 """Encoded once, named by what decides it, filled again where it stopped, and the encoders gone afterwards."""
 
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from trainer.data.buckets import Buckets
 from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
 from trainer.data.rows import ImageFile
+from twinflow.weights import save
 
 from .conftest import TextEncoder, collate, draw
 
@@ -210,12 +212,53 @@ print([float(data.batch_at(i, 2, 0)[0].sum()) for i in range(6)])
     assert [first, second] == ["3", "3"] if sharing else int(first) + int(second) >= 6
 
 
-def test_damaged_file_is_named(prepared, cache, folder):
+@pytest.mark.parametrize("left", [0, 50, -10])
+def test_damaged_files_are_made_anew(prepared, cache, folder, left, capsys, image, text):
+    data, _ = prepared(folder)
+    row = data.rows[0]
+    wanted, paths = (
+        data.cache.latents(row.target).clone(),
+        (cache.latents_path(row.target), cache.caption_path(row.captions[0])),
+    )
+    for path in paths:
+        content = path.read_bytes()[:left]
+        path.unlink()  # what was read may still look into it
+        path.write_bytes(content)
+    capsys.readouterr()
+    data, _ = prepared(folder, encode_batch=1)
+    said = capsys.readouterr().out
+    assert all(str(path) in said for path in paths) and said.count("is damaged, and is encoded anew") == 2
+    assert torch.allclose(data.cache.latents(row.target), wanted) and (image.opened, text.opened) == (2, 2)
+
+
+@pytest.mark.parametrize("content", [b"", "another"])
+def test_a_file_damaged_while_training_is_made_anew_by_the_next_call(prepared, cache, folder, content):
     data, _ = prepared(folder)
     path = cache.latents_path(data.rows[0].target)
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(TrainerError, match=f"delete {path}"):
+    path.unlink()
+    path.write_bytes(content) if content == b"" else save({content: torch.zeros(1)}, path)
+    with pytest.raises(TrainerError, match=f"{path}.*Run the same command again: it is encoded anew") as error:
         data.cache.latents(data.rows[0].target)
+    assert "delete" not in str(error.value)
+    data, _ = prepared(folder)
+    assert data.cache.latents(data.rows[0].target).isfinite().all()
+
+
+def test_data_are_known_by_their_content(prepared, folder, tmp_path):
+    _, first = prepared(folder)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    _, copied = prepared(tmp_path / "elsewhere")
+    assert first.content == copied.content
+    first.write(tmp_path / "rows.json")
+    assert copied.change(tmp_path / "rows.json") == "" == copied.change(tmp_path / "none.json")
+    (folder / "1.txt").write_text("another caption", "utf-8")
+    assert prepared(folder)[1].change(tmp_path / "rows.json") == "6 rows, others"
+    (folder / "1.txt").unlink()
+    assert prepared(folder)[1].change(tmp_path / "rows.json") == "5 rows, were 6"
+    contents = {prepared(folder, **changes)[1].content for changes in ({}, {"caption_dropout": 0.5}, {"resolution": 64})}
+    assert len(contents) == 3
+    (tmp_path / "rows.json").write_text('{"used": 5}', "utf-8")  # of an older version
+    assert prepared(folder)[1].change(tmp_path / "rows.json") == ""
 
 
 def test_folder_that_cannot_be_made(prepared, folder, cache, tmp_path):

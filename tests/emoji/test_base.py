@@ -75,7 +75,9 @@ def test_what_a_finished_base_leaves(finished, capsys):
     header = read_header(folder / "base.safetensors")
     assert {dtype for dtype, _ in header.tensors.values()} == {"BF16"} and "CC-BY-4.0" in header.metadata["modelspec.license"]
     assert list(load_words(folder / "words.safetensors").words) == vocabulary()
-    assert min(Image.open(folder / "loss.png").size) > 100 and not (folder / "checkpoints").exists()
+    assert min(Image.open(folder / "loss.png").size) > 100
+    assert len(list((folder / "checkpoints").glob("step-*.safetensors"))) == 1, "to be gone on with"
+    assert len(load_words(folder / "checkpoints" / "alone-step-000003" / "words.safetensors").words) == len(vocabulary())
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert len(rows) == 6 and rows[-1].split(",")[13], "the loss on held-out pictures"
     assert main("base", [*BASE, "--out", str(finished), "--name", "alone"]) == 0

@@ -59,6 +59,16 @@ def test_a_finished_run_is_extended(go, options, said):
     assert code == 0 and "is finished (10 steps)" in out and "other settings" not in out
 
 
+def test_other_settings_of_a_finished_run_are_said(go):
+    code, out = go("--lr", "5e-5", "--log-every", "3")
+    assert code == 0 and "is finished (8 steps)" in out and "grid.png" in out
+    assert (
+        "it was trained with other settings: --lr 5e-05 (was " in out and "with more --steps" in out and "log-every" not in out
+    )
+    code, out = go("--steps", "3")
+    assert code == 0 and "other settings" not in out
+
+
 def test_fewer_steps_than_are_trained(go):
     (go.folder / "metrics.json").unlink()
     code, out = go("--steps", "3")
@@ -81,7 +91,7 @@ def test_what_would_mean_something_else_is_refused(go, options):
 def test_another_spelling_of_the_same_is_no_change():
     then = resolve("lora", {"model": "qwen-image", "rank": 8, "guidance": 2})
     now = resolve("lora", {"model": "qwen-image", "rank": 8, "alpha": 8, "guidance_ratio": 0.5})
-    assert resume.changes(now, then) == ""
+    assert resume.changes(now, then) == {}
 
 
 def test_files_that_moved_are_the_same_and_other_weights_are_not(go):
@@ -104,6 +114,38 @@ def test_an_older_run_lacks_what_is_new(go):
     config.write_text(json.dumps(values))
     code, out = go()
     assert code == 0 and "is finished" in out
+
+
+def test_a_newer_run_holds_what_is_not_known(go):
+    """Options and words of options: named, and the run goes on."""
+    config = go.folder / "config.json"
+    values = json.loads(config.read_text()) | {"nesterov": True, "schedule": "warm-restarts", "difference": 0.04}
+    del values["dt"]
+    config.write_text(json.dumps(values))
+    code, out = go("--steps", "9")
+    assert code == 0 and "step 8 of 9" in out, out
+    assert "nesterov: True" in out and "schedule: 'warm-restarts'" in out
+    assert out.count("which this version does not know; left out") == 1
+    assert "nesterov" not in json.loads(config.read_text())
+    code, out = go("--steps", "9")
+    assert code == 0 and "nesterov" not in out
+
+
+def test_another_meaning_starts_from_the_old_file(go):
+    """The way out that the refusal names is one that can be taken."""
+    code, out = go("--dt", "0.3")
+    file = files.final(go.folder, "digits-lora")
+    assert code == 2 and f"--name NEW for a run beside it (from its weights with --init {file})" in out, out
+    code, out = go("--dt", "0.3", "--name", "new", "--init", str(file))
+    assert code == 0 and "starting from digits-lora.safetensors" in out, out
+    for options in (["--rank", "4"], ["--targets", "attention"], ["--time", "fold"]):  # it would not fit
+        code, out = go(*options)
+        assert code == 2 and "--init" not in out, out
+    code, out = go("--rank", "9")
+    assert code == 2 and f"--init {file}" in out
+    file.unlink()
+    code, out = go("--dt", "0.3")
+    assert code == 2 and f"--init {files.at_step(go.folder, 'digits-lora', 8)}" in out
 
 
 def test_a_file_that_is_gone_is_said_and_written_again(go):

@@ -118,10 +118,17 @@ class DiffusersBackbone:
     def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
         raise NotImplementedError
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
-        """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError."""
-        source = source or self.repository
-        tensors, folder = self.read(source, dtype)
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+        """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError.
+
+        distilled: a file with all weights of a TwinFlow model, which stand in place of the source's.
+        """
+        if distilled:
+            tensors, folder = sources.tensors_of(sources.open_weights(distilled), dtype), sources.described(source)
+            source = str(distilled)
+        else:
+            source = source or self.repository
+            tensors, folder = self.read(source, dtype)
         tensors = self.from_file(tensors)
         config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
         if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
@@ -134,21 +141,21 @@ class DiffusersBackbone:
                     "expected a newer one (pip install -U diffusers)"
                 )
         own = {name: t for name, t in tensors.items() if name not in self.markers}
-        return sources.build(cls, config, own, dtype, source)
+        return sources.build(cls, config, own, dtype, source, self.core.time if distilled else None)
 
-    def outline(self, source: str = "", *, fetch: bool = False) -> nn.Module | None:
+    def outline(self, source: str = "", *, fetch: bool = False, distilled: Path | None = None) -> nn.Module | None:
         """The transformer of a source without values, from the headers of its files; None where it is not here.
 
-        fetch: from the hub, if need be.  Raises TrainerError for whatever load would refuse.
+        fetch: from the hub, if need be.  distilled: as load has it.  Raises TrainerError for whatever load would refuse.
         """
-        source = source or self.repository
+        source = source or ("" if distilled else self.repository)
         try:
             with sources.headers_only(fetch=fetch):
-                return self.load(source)
+                return self.load(source, distilled=distilled) if distilled else self.load(source)
         except sources.NotHere:
             return None
         except TrainerError:
-            if sources.is_hub_id(source) and not fetch:  # it may be here in part
+            if sources.is_hub_id(source) and not fetch and not distilled:  # it may be here in part
                 return None
             raise
 

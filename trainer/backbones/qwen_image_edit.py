@@ -34,8 +34,8 @@ class QwenImageEdit(QwenImage):
     limits = {}  # its pipeline cuts nothing
     sizes = {"qwen-image-edit": Size(dict(), channels=16, text=15.4, references=1)}
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> nn.Module:
-        model = super().load(source, dtype=dtype)
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+        model = super().load(source, dtype=dtype, distilled=distilled)
         if getattr(model.config, "zero_cond_t", False):
             model.register_buffer(TIME_ZERO, torch.zeros(0))  # so it is in the weights file
         return model

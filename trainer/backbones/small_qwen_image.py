@@ -35,19 +35,26 @@ class SmallQwenImage(QwenImage):
             nn.init.zeros_(layer.bias)
         return model
 
-    def load(self, source: str | Path = "", *, dtype: torch.dtype | None = None) -> nn.Module:
-        """The transformer from a base file; "" is the one that comes with the project.  Raises TrainerError."""
-        source = source or self.shipped or ""
-        if not source:
+    def load(self, source: str | Path = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+        """The transformer from a base file; "" is the one that comes with the project.  Raises TrainerError.
+
+        distilled: a file with all weights of a TwinFlow model, in place of the base's.
+        """
+        file = distilled or source or self.shipped or ""
+        if not file:
             raise TrainerError(f"{self.name} has no published model; its run trains a base (--base FILE takes another)")
         model = self.fresh(torch.Generator().manual_seed(0))
-        sources.check_fits(read_header(source).tensors, model, source)
-        model.load_state_dict(load(source))
+        if distilled:
+            self.core.time.install(model)
+        sources.check_fits(tensors := read_header(file).tensors, model, file)
+        if more := sorted(tensors.keys() - model.state_dict().keys()):
+            raise TrainerError(f"{file}: holds {more[0]!r} ({len(more)} such), unknown to {self.name}")
+        model.load_state_dict(load(file))
         return model.eval()
 
-    def outline(self, source: str | Path = "", *, fetch: bool = False) -> nn.Module | None:
+    def outline(self, source: str | Path = "", *, fetch: bool = False, distilled: Path | None = None) -> nn.Module | None:
         """None where the base is yet to be trained.  Raises TrainerError and WeightsError."""
-        return self.load(source) if source or self.shipped else None
+        return self.load(source, distilled=distilled) if distilled or source or self.shipped else None
 
     def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
         return self.size.channels, self.pixels // self.factor, self.pixels // self.factor

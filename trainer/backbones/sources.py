@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
 from twinflow.layouts import PREFIXES, Layout, bare
+from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
 from .packed import ENDINGS, WORK, WeightsFile, is_weights, open_weights
@@ -131,9 +132,26 @@ def transformer_files(root: Path, source: str) -> tuple[list[WeightsFile], Path 
             raise TrainerError(
                 f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors or .gguf"
             )
-        return [open_weights(root)], root.parent if (root.parent / "config.json").is_file() else None
+        return [open_weights(root)], root.parent if is_described(root.parent) else None
     folder = folder_of(root, "transformer", source)
     return [open_weights(file) for file in weight_files(folder)], folder
+
+
+def described(source: str) -> Path | None:
+    """The folder with the transformer's config.json, of a source that has one; None for the published model."""
+    if not source:
+        return None
+    try:
+        root = fetch(source, ("transformer/*.json",))
+    except NotHere:
+        return None
+    folders = (root.parent,) if root.is_file() else (root / "transformer", root)
+    return next((folder for folder in folders if is_described(folder)), None)
+
+
+def is_described(folder: Path) -> bool:
+    """Whether the folder has a transformer's config.json: that of a run, whose weights lie beside it, is none."""
+    return (folder / "config.json").is_file() and not {"mode", "model"} <= read_config(folder).keys()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -161,18 +179,31 @@ def to_diffusers(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Ten
     return layout.to_diffusers(own)
 
 
-def build(cls: Any, config: Mapping, tensors: dict[str, Tensor], dtype: torch.dtype | None, source: str) -> nn.Module:
+def build(
+    cls: Any,
+    config: Mapping,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype | None,
+    source: str,
+    second: SecondEmbedder | None = None,
+) -> nn.Module:
     """The transformer with exactly these tensors (diffusers' names), in dtype (None: as they are, float8 as bfloat16).
 
-    Raises TrainerError for a tensor that is missing, of another shape or too many.
+    second: of a TwinFlow model, whose second time embedder is among them.  Raises TrainerError for a tensor that is missing,
+    of another shape or too many.
     """
     with init_empty_weights():  # buffers and tables are real: only the parameters wait for the file
         model = cls.from_config(dict(config))
+        if second is not None:
+            second.install(model)
     check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, model, source)
     if unknown := sorted(tensors.keys() - model.state_dict().keys()):
-        second = any(map(is_second_embedder, unknown))
-        why = "a second time embedder, so it is a TwinFlow model already; expected a plain one" if second else "unknown to"
-        what = why if second else f"{why} {cls.__name__}; expected its weights alone"
+        distilled = any(map(is_second_embedder, unknown))
+        what = f"unknown to {cls.__name__}; expected its weights alone"
+        if distilled:
+            what = (
+                "a second time embedder, so it is a TwinFlow model already; expected a plain one (--init FILE starts from it)"
+            )
         raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
     for name, t in tensors.items():
         if not is_finite(t):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from twinflow.prompts import Prompt, load_prompts, save_prompts
-from twinflow.weights import WeightsError, load, save, write_atomically
+from twinflow.weights import WeightsError, load, read_header, save, write_atomically
 
 from .. import TrainerError
 from .image_files import Broken, pixels
@@ -78,7 +78,7 @@ class Cache:
 
     def latents(self, shot: Shot) -> Tensor:
         path = self.latents_path(shot)
-        return self._read(path, lambda: load(path)["latents"])
+        return self._read(path, lambda: load(path, ["latents"])["latents"])
 
     def prompt(self, caption: Caption) -> Prompt:
         path = self.caption_path(caption)
@@ -88,7 +88,23 @@ class Cache:
         try:
             return read()
         except WeightsError as error:
-            raise TrainerError(f"{error}; delete {path} and run the same command again: it is made anew") from None
+            path.unlink(missing_ok=True)  # only an encoder can mend it, and that is not in memory any more
+            raise TrainerError(
+                f"cache: {path} was damaged while training ({error}). Run the same command again: it is encoded anew, and "
+                "training goes on"
+            ) from None
+
+    @staticmethod
+    def _is_whole(path: Path) -> bool:
+        """Whether the file is there; one that was cut is said, and not counted."""
+        if not path.exists():
+            return False
+        try:
+            read_header(path)
+        except WeightsError:
+            tqdm.write(f"cache: {path} is damaged, and is encoded anew")
+            return False
+        return True
 
     def fault(self, shot: Shot) -> str | None:
         """Why this image has no latents; None where it has some."""
@@ -125,7 +141,7 @@ class Cache:
         return {p: by_path[p] for p in sorted(by_path)[share[0] :: share[1]]}
 
     def _fill_latents(self, mine: dict[Path, Shot], batch: int, quiet: bool) -> None:
-        missing = [s for path, s in mine.items() if not path.exists() and not self._fault_path(s).exists()]
+        missing = [s for path, s in mine.items() if not self._is_whole(path) and not self._fault_path(s).exists()]
         missing.sort(key=lambda s: (s.size, s.image))  # of one size side by side, and parquet rows in their order
         encode: Any = self.image.open() if missing and self.image else None
         for group in progress("images", len(mine), missing, batch, quiet, lambda s: s.size):
@@ -142,7 +158,7 @@ class Cache:
                     self._note(shot, "latents are not finite: the image encoder overflows here")
 
     def _fill_captions(self, mine: dict[Path, Caption], batch: int, quiet: bool) -> None:
-        missing = [c for path, c in mine.items() if not path.exists()]
+        missing = [c for path, c in mine.items() if not self._is_whole(path)]
         missing.sort(key=lambda c: (sizes(c), len(c.text)))  # of like length side by side: little padding
         encode: Any = self.text.open() if missing else None
         for group in progress("captions", len(mine), missing, batch, quiet, sizes):

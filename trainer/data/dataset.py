@@ -9,7 +9,10 @@ Rows, bucket, captions and dropped captions are functions of (seed, index) alone
 tensor; cond and uncond are padded to one length; everything is on the CPU in the cache's dtype, but x in float32.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -78,6 +81,18 @@ class CachedData:
             return sample.null
         return sample.captions[seed_of(seed, "caption", epoch, row) % len(sample.captions)]
 
+    @property
+    def content(self) -> str:
+        """A hash of all that the rows are, in their order, wherever they lie and whatever their files are called."""
+        seen = lambda shot: shot and (shot.digest, shot.size)
+        said = lambda caption: (caption.text, [seen(shot) for shot in caption.references])
+        digest = hashlib.sha256()
+        for _, same in groupby(self.rows, key=id):  # a row that is repeated stands side by side
+            s, *more = same
+            captions, shots = [said(c) for c in (*s.captions, s.null)], [seen(s.target), *map(seen, s.references)]
+            digest.update(json.dumps([1 + len(more), s.size, s.dropout, captions, shots]).encode())
+        return digest.hexdigest()[:16]
+
     def _stack(self, shots) -> Tensor:
         return torch.stack([self.cache.latents(shot) for shot in shots]).float()
 
@@ -129,4 +144,6 @@ def prepare(
         raise TrainerError(
             f"data: {request.dataset or request.data!r} holds no usable row ({report}); expected images with captions"
         )
-    return CachedData(cache, samples, collate, latents=latents), report
+    made = CachedData(cache, samples, collate, latents=latents)
+    report.content = made.content
+    return made, report

@@ -1,5 +1,6 @@
 """What became of the rows: how many are used, which were skipped and why, and what is worth knowing of the others."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ class Report:
     skipped: dict[str, list[str]] = field(default_factory=dict)  # names by reason
     buckets: dict[str, int] = field(default_factory=dict)  # rows by size
     noted: dict[str, list[str]] = field(default_factory=dict)  # names by what was noticed; these rows may be used
+    content: str = ""  # a hash of the rows that are used
 
     def skip(self, why: str, name: str) -> None:
         self.skipped.setdefault(why, []).append(name)
@@ -28,7 +30,17 @@ class Report:
         return text + (f"; noted: {listing(self.noted)}" if self.noted else "")
 
     def write(self, path: Path) -> None:
-        write_json(dict(used=self.used, buckets=self.buckets, skipped=self.skipped, noted=self.noted), path)
+        write_json(vars(self), path)
+
+    def change(self, path: Path) -> str:
+        """What is other than in the report that lies there, in words; "" where nothing is, or none lies there."""
+        try:
+            before = json.loads(path.read_text("utf-8"))
+            if before["content"] == self.content:
+                return ""
+            return f"{self.used} rows, were {before['used']}" if before["used"] != self.used else f"{self.used} rows, others"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
 
 def listing(names_by_reason: dict[str, list[str]]) -> str:

@@ -32,9 +32,9 @@ from ..data.row import Row
 from ..plan import disk, memory, table
 from ..plan.card import Card, card
 from ..plan.memory import GIB, Plan, skeleton
-from ..training import optimizers
+from ..training import checkpoint, optimizers
 from ..training.disk import short
-from ..weights import quantise
+from ..weights import origin, quantise
 from ..weights.block_swap import blocks_of
 from . import run_of
 from .encoders import check as check_encoders
@@ -294,6 +294,13 @@ def targets(facts: Facts, notify: Callable) -> None:
         facts.known.lora_targets(skeleton(facts.known), facts.settings.adapter.targets)
 
 
+def init(facts: Facts, notify: Callable) -> None:
+    """The file of --init, against the model and the run that may have begun."""
+    own = facts.settings
+    if own.mode != "base":
+        origin.opened(facts.published, own, begun=checkpoint.newest(own.folder / "checkpoints") is not None)
+
+
 def block_swap(facts: Facts, notify: Callable) -> Iterator[str]:
     if (wanted := facts.settings.memory.block_swap) > (most := len(blocks_of(skeleton(facts.known)))):
         yield f"--block-swap is {wanted}; expected at most {most}, the blocks of {facts.known.name}"
@@ -402,6 +409,6 @@ def not_writable(folder: Path) -> str:
 
 
 CHECKS = (
-    machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, targets, block_swap,
+    machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, targets, init, block_swap,
     cache_folder, on_disk, on_the_card, in_host_memory,
 )  # fmt: skip

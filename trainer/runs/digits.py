@@ -25,6 +25,7 @@ from ..data.order import rows_at
 from ..data.prompts import Prompt as Asked
 from ..seeds import seed_of
 from ..training.log import Log
+from ..weights import origin
 from ..weights.inference import generate, load_trained, noise
 from ..weights.trainee import Plain
 from . import lock, quality
@@ -131,7 +132,7 @@ class DigitsRun:
             raise TrainerError(f"{base.parent / 'prompts.safetensors'}: has no prompt {missing[0]!r}; expected {NAMES}")
         save(model.state_dict(), folder / "base.safetensors", {"modelspec.architecture": "digits"})
         save_prompts(folder / "prompts.safetensors", prompts)
-        return PreparedDigits(model, Labelled(self.table(prompts)))
+        return PreparedDigits(origin.model(known, settings, lambda: model), Labelled(self.table(prompts)))
 
     def base_plan(self, settings: Settings) -> Plan:
         known = self.backbone
@@ -202,7 +203,7 @@ class DigitsRun:
         labels, known = self.labels(settings), self.backbone
         cond = tuple(c[labels] for c in self.table(load_prompts(folder / "prompts.safetensors")))
         distilled, start = (
-            load_trained(known, self.plain(settings, folder), weights),
+            load_trained(known, origin.below(known, settings, lambda: self.plain(settings, folder)), weights),
             self.start(len(labels), settings.run.seed + 1),
         )
         made = self.from_base(settings, folder)

@@ -25,6 +25,7 @@ from ..config import Settings
 from ..data.emoji import NumberedEmoji, Pictures, sayable, split, vocabulary
 from ..data.prompts import Prompt as Asked
 from ..training.log import Log
+from ..weights import origin
 from ..weights.inference import Guided, generate, load_trained, noise
 from ..weights.trainee import Plain
 from . import drawing
@@ -117,7 +118,7 @@ class EmojiRun:
         save(model.state_dict(), folder / "base.safetensors", ABOUT)
         save_words(folder / "words.safetensors", words, ABOUT)
         save_prompts(folder / "prompts.safetensors", {text: words.encode(text) for text in ("", *SHOWN)})
-        return PreparedEmoji(model, words, train, unseen)
+        return PreparedEmoji(origin.model(self.backbone, settings, lambda: model), words, train, unseen)
 
     def drawn(self, words: Words, device: torch.device) -> tuple[Tensor, Condition]:
         """The noise and the condition of a grid of samples, ACROSS a prompt."""
@@ -192,7 +193,7 @@ class EmojiRun:
             path = folder / f"samples_{stage}_{nfe}nfe.safetensors".replace(" ", "_")
             save({"images": images}, path, {"prompts": json.dumps(texts)})
             rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, texts)})
-        (folder / "quality.md").write_text(drawing.table(rows) + "\n")
+        (folder / "quality.md").write_text(drawing.table(rows) + "\n", "utf-8")
         print(drawing.table(rows))
         return {"quality": rows}
 
@@ -216,7 +217,8 @@ class EmojiRun:
         """Samples of both stages from the files of the run, their quality, and grid.png."""
         words, own, device = load_words(folder / "words.safetensors"), self.backbone, Accelerator().device
         base, empty = Plain(own, self.plain(settings, folder).to(device)), own.collate([words.encode("")])
-        distilled = load_trained(own, self.plain(settings, folder), weights).to(device)
+        below = origin.below(own, settings, lambda: self.plain(settings, folder))
+        distilled = load_trained(own, below, weights).to(device)
         networks: dict[tuple[str, Sampling], Velocity] = {}
         networks |= {("base", s): base for s in BASE_SAMPLING}
         networks |= {("distilled", s): distilled for s in own.sampling}

@@ -28,7 +28,9 @@ from ..data.image_files import size as size_of
 from ..data.prompts import Prompt as Asked
 from ..data.report import Report, listing
 from ..seeds import seed_of
+from ..training import checkpoint
 from ..training.log import Log
+from ..weights import origin
 from . import encoders
 from .previews import Shown
 
@@ -67,7 +69,10 @@ class ImageRun:
             )  # fmt: skip
             if accelerator.is_main_process:
                 accelerator.print(f"{purpose}: {found}")
-                found.write(folder / f"rows-{purpose}.json")
+                report = folder / f"rows-{purpose}.json"
+                if (change := found.change(report)) and purpose == "training" and checkpoint.newest(folder / "checkpoints"):
+                    accelerator.print(f"the data are not what they were ({change}): training goes on with them as they are")
+                found.write(report)
             return made
 
         cache = self.cache(settings, accelerator.device)
@@ -76,7 +81,8 @@ class ImageRun:
         shown = self.encoded(settings, asked, cache, accelerator) if asked else train.first(SHOWN)
         dtype = settings.torch_dtype if settings.mode == "lora" else None
         console.loading(f"the transformer of {self.backbone.name}")
-        held.append(self.backbone.load(wanted.source, dtype=dtype))
+        plain = lambda: self.backbone.load(wanted.source, dtype=dtype)
+        held.append(origin.model(self.backbone, settings, plain, dtype))
         made = [self.row(i, held[0], cache, wanted.guidance_prompt, *own) for i, own in enumerate(zip_longest(shown, asked))]
         if accelerator.is_main_process:
             (folder / "samples").mkdir(exist_ok=True)

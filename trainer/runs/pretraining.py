@@ -9,15 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from twinflow.objective import Condition, Objective, Velocity
 
 from ..backbones.small_qwen_image import SmallQwenImage
 from ..config import Settings, Training
-from ..training import optimizers
+from ..training import disk, optimizers
 from ..training.log import Log
 from ..training.loop import Data, Job, train
-from ..weights import sharding
+from ..weights import files, sharding
 from ..weights.teachers import WithWeights
 from . import drawing
 
@@ -61,9 +62,13 @@ class HasBase(Protocol):
         ...
 
 
-def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> None:
-    """Train the base, from wherever an earlier call left it, and write its files into the folder."""
+def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> int:
+    """Train the base, from wherever an earlier call left it, and write its files into the folder; returns its steps.
+
+    A base that is a run of its own can be used from every save on, and can be gone on with after the last.
+    """
     network, base, logging = plan.fresh(), settings.base, settings.logging
+    own, called, main = settings.mode == "base", settings.run.name, accelerator.is_main_process
     for name in network.backbone.idle(network.transformer):
         network.transformer.get_submodule(name).requires_grad_(False)
     tensors = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -81,6 +86,21 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
             drawing.losses(log.rows, folder / "loss.png") if log.rows else None
             log.image("samples", path, step)
 
+    def whole(values: dict[str, dict[str, Tensor]]) -> Base:
+        weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=main)
+        made = plan.fresh()  # where that one is sharded
+        if main:
+            made.load_state_dict(weights)
+        return made
+
+    def keep_weights(step: int, values: dict[str, dict[str, Tensor]]) -> Path | None:
+        made, path = whole(values), files.base_at_step(folder, called, step)
+        size = disk.size_of(values["weights"].values())
+        if not main or not disk.attempt(path, size, lambda: plan.write(made, path.parent), tqdm.write):
+            return None
+        files.prune(folder, called, logging.keep_weights)
+        return path
+
     job = Job(
         name="base",
         network=network,
@@ -92,17 +112,20 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
         averages={"weights": base.ema},
         validation=plan.validation,
         validate_every=logging.validate_every,
-        observe=observe if plan.preview and settings.mode == "base" else None,
+        observe=observe if plan.preview and own else None,
         observe_every=logging.sample_every,
+        keep_weights=keep_weights if own else None,
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
-        seed=settings.run.seed, model="", save_every=logging.save_every, keep=1,
+        seed=settings.run.seed, model="", save_every=logging.save_every, keep=logging.keep if own else 1,
     )  # fmt: skip
-    weights = sharding.gathered({**network.state_dict(), **values["weights"]}, keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        whole = plan.fresh()  # where that one is sharded
-        whole.load_state_dict(weights)
-        plan.write(whole, folder)
+    made = whole(values)
+    if main:
+        plan.write(made, folder)
+    if own:
+        keep_weights(job.done, values)
+    elif main:
         shutil.rmtree(folder / "checkpoints")
     accelerator.wait_for_everyone()
+    return job.done

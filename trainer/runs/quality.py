@@ -26,7 +26,7 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     for (stage, nfe), images in made.items():
         save({"images": images, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
         rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels)})
-    (folder / "quality.md").write_text(drawing.table(rows) + "\n")
+    (folder / "quality.md").write_text(drawing.table(rows) + "\n", "utf-8")
     print(drawing.table(rows))
     digits = labels.unique().tolist()
     across = min(ACROSS, int(labels.bincount()[digits].min()))

@@ -8,7 +8,7 @@ from torch import nn
 
 from .. import TrainerError
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
-from ..weights import lora
+from ..weights import files, lora
 from . import summary
 from .summary import option
 
@@ -16,8 +16,8 @@ PLACES = {"out", "name"}  # a run that was moved is the same run
 SAMPLED = 64  # numbers of a tensor that tell a model from others
 
 
-def changes(now: Settings, then: Settings) -> str:
-    """What is other than it was, to be said in one line; "" where nothing is.
+def changes(now: Settings, then: Settings) -> dict[str, str]:
+    """What is other than it was, by the option's name, in words.
 
     Raises TrainerError where that would make the trained weights mean something else.
     """
@@ -26,10 +26,23 @@ def changes(now: Settings, then: Settings) -> str:
         told = ", ".join(f"{flag(n)} was {shown(then, n)}, is {shown(now, n)}" for n in refused[:4])
         back = " ".join(given(then, n) for n in refused[:4])
         raise TrainerError(
-            f"{now.folder} holds a run of another kind ({told}); expected --name NEW for a run beside it, or {back} "
-            "to go on with it"
+            f"{now.folder} holds a run of another kind ({told}); expected --name NEW for a run beside it{start(now, then)}, or "
+            f"{back} to go on with it"
         )
-    return ", ".join(f"{flag(n)} {shown(now, n)} (was {shown(then, n)})" for n in names)
+    return {n: f"{flag(n)} {shown(now, n)} (was {shown(then, n)})" for n in names}
+
+
+def start(now: Settings, then: Settings) -> str:
+    """The option by which a new run starts from the weights of this one, where they fit and there are some."""
+    folder, name = now.folder, then.run.name
+    file = next((p for p in (files.final(folder, name), *reversed(files.by_step(folder, name).values())) if p.exists()), None)
+    a, b, is_lora = now.adapter, then.adapter, then.mode == "lora"
+    fits = now.model == then.model and now.mode in ("lora", "full")
+    if is_lora and now.mode == "lora":
+        fits = fits and a.rank >= b.rank and a.targets == b.targets and (a.time == b.time or b.time == "fold")
+    elif not is_lora:
+        fits = fits and (now.mode == "full" or a.time == "two")
+    return f" (from its weights with {option('init', file)})" if fits and file else ""
 
 
 def different(now: Settings, then: Settings) -> list[str]:

@@ -19,11 +19,11 @@ from twinflow.weights import file_order, save_streamed, write_atomically, write_
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
-from ..config import DTYPES, Settings, read_settings
+from ..config import DTYPES, INIT, OPTIONS, Settings, flag, read_settings
 from ..training import checkpoint, disk, optimizers, trackers
 from ..training.log import Log
 from ..training.loop import Job, train
-from ..weights import files, sharding
+from ..weights import files, origin, sharding
 from ..weights.deferred import Deferred, made
 from ..weights.deferred import outlines as outlines_of
 from ..weights.teachers import WithWeights
@@ -31,6 +31,9 @@ from ..weights.trainee import Trainee
 from . import Run, checks, drawing, lock, resume, run_of, summary
 from .pretraining import HasBase, pretrain
 from .previews import Previews
+
+LOOK = "grid.png", "quality.md", "summary.md"  # of a finished run, the first that is there
+TRAINS = "data", "base", "training", "memory", "adapter", "guidance", "objective"  # sections that bear on the weights
 
 
 def run(settings: Settings) -> None:
@@ -66,23 +69,27 @@ def is_wanted(settings: Settings) -> bool:
         raise TrainerError(f"--name is {name!r}; expected a plain name without slashes, of at most {checks.LONGEST_NAME} bytes")
     if why := checks.not_writable(folder):
         raise TrainerError(f"--out {settings.run.out}: {folder} {why}; expected a writable folder")
-    if (folder / "config.json").exists():
-        resume.changes(settings, read_settings(folder))
-    if settings.mode != "base":
-        return not finished(settings, folder)
-    if done := (folder / "metrics.json").exists():
-        print(f"{folder} is finished; look at {folder / 'quality.md'}, or train another with --name or other settings")
-    return not done
+    then = read_settings(folder, print) if (folder / "config.json").exists() else None
+    changes = resume.changes(settings, then) if then else {}
+    return not (base_finished if settings.mode == "base" else finished)(settings, folder, changes)
 
 
-def finished(settings: Settings, folder: Path) -> bool:
+def finished(settings: Settings, folder: Path, changes: dict[str, str]) -> bool:
     """Whether so many steps are trained and judged, which is said.  Raises TrainerError where nothing is left to go on from."""
     if (done := read_json(folder / "metrics.json")) is None or not (folder / "config.json").exists():
         return False
     step, wanted = done.get("step", read_settings(folder).training.steps), settings.training.steps
-    weights, states = files.final(folder, settings.run.name), checkpoint.list_all(folder / "checkpoints")
+    return is_finished(step, wanted, files.final(folder, settings.run.name), folder, changes, "steps")
+
+
+def is_finished(step: int, wanted: int, weights: Path, folder: Path, changes: dict[str, str], option: str) -> bool:
+    """Whether step is enough and the weights are there, which is said.  option: of the steps.  Raises TrainerError."""
+    states = checkpoint.list_all(folder / "checkpoints")
     if step >= wanted and weights.exists():
-        print(f"{folder} is finished ({step} steps); look at {folder / 'grid.png'}, or go on with more --steps")
+        look = next((path for name in LOOK if (path := folder / name).exists()), folder)
+        print(f"{folder} is finished ({step} steps); look at {look}, or go on with more {flag(option)}")
+        if unused := [told for name, told in changes.items() if OPTIONS[name].section in TRAINS and name != option]:
+            print(f"it was trained with other settings: {', '.join(unused)}; with more {flag(option)} these hold from there on")
         return True
     gone = "" if weights.exists() else f", but {weights.name} is gone"
     if not states:
@@ -94,19 +101,30 @@ def finished(settings: Settings, folder: Path) -> bool:
     return False
 
 
-def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes: str) -> None:
+def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes: dict[str, str]) -> None:
     """All that is done in the folder."""
     training, logging = settings.training, settings.logging
     accelerator = start_accelerator(settings, folder)
     if changes:
-        accelerator.print(f"other settings than before: {changes}")
+        accelerator.print(f"other settings than before: {', '.join(changes.values())}")
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
     prepared = kind.prepare(settings, folder, accelerator, log)
+    begun = checkpoint.newest(folder / "checkpoints") is not None
+    first, said = origin.opened(known, settings, begun=begun)
+    if said:
+        accelerator.print(said)
     model = resume.fingerprint(prepared.model)
     with torch.random.fork_rng():
         torch.manual_seed(settings.run.seed)  # the LoRA's first weights
         trainee = Trainee(known, prepared.model, settings)
-    write_json(settings.flat(), folder / "config.json")  # only now: a run that cannot be leaves no trace
+    if first:
+        first.about = origin.noted(first, settings)
+        trainee.init = first.told
+        if first.adapter and not begun:
+            accelerator.print(first.start(trainee))
+        first.adapter = None
+    about = {INIT: first.about} if first else {}
+    write_json(settings.flat() | about, folder / "config.json")  # only now: a run that cannot be leaves no trace
     count = sum(p.numel() for p in trainee.tensors.values())
     accelerator.print(f"{settings.mode}: {count:,} of {trainee.count:,} parameters are trained")
     decays = {"teacher": training.ema, "weights": training.weights_ema}
@@ -168,21 +186,32 @@ def run_base(settings: Settings) -> None:
         make_base(settings, kind, folder, changes)
 
 
-def make_base(settings: Settings, kind: HasBase, folder: Path, changes: str) -> None:
+def make_base(settings: Settings, kind: HasBase, folder: Path, changes: dict[str, str]) -> None:
     """All that is done in the folder."""
     if changes:
-        print(f"other settings than before: {changes}")
+        print(f"other settings than before: {', '.join(changes.values())}")
     accelerator = start_accelerator(settings, folder)
     log = Log(folder / "metrics.csv", accelerator, settings.logging.log_every)
     write_json(settings.flat(), folder / "config.json")
-    if not (folder / "base.safetensors").exists():
-        pretrain(kind.base_plan(settings), settings, folder, accelerator, log)
+    step = settings.base.steps
+    if not (folder / "base.safetensors").exists() or checkpoint.newest(folder / "checkpoints"):
+        step = pretrain(kind.base_plan(settings), settings, folder, accelerator, log)
     if accelerator.is_main_process:
+        if step > settings.base.steps:
+            print(f"{step} steps are trained already, more than --base-steps {settings.base.steps}: the base is of all of them")
         drawing.losses(log.rows, folder / "loss.png")
         print(f"wrote {folder / 'base.safetensors'}")
         judged = kind.judge_base(settings, folder) if settings.logging.evaluate else {}
-        write_json({"seconds": seconds(log.rows), **judged}, folder / "metrics.json")
+        write_json({"step": step, "seconds": seconds(log.rows), **judged}, folder / "metrics.json")
     accelerator.end_training()
+
+
+def base_finished(settings: Settings, folder: Path, changes: dict[str, str]) -> bool:
+    """Whether so many steps are trained and judged, which is said.  Raises TrainerError where nothing is left to go on from."""
+    if (done := read_json(folder / "metrics.json")) is None or not (folder / "config.json").exists():
+        return False
+    step, base = done.get("step", read_settings(folder).base.steps), folder / "base.safetensors"
+    return is_finished(step, settings.base.steps, base, folder, changes, "base_steps")
 
 
 def write_weights(
@@ -258,8 +287,8 @@ def seconds(rows: list[dict]) -> dict[str, float]:
     return {stage: max(float(r["seconds"]) for r in rows if r["stage"] == stage) for stage in {r["stage"] for r in rows}}
 
 
-def open_folder(settings: Settings) -> tuple[Path, str]:
-    """The run's folder, made if need be, and what is other than it was there, in words.
+def open_folder(settings: Settings) -> tuple[Path, dict[str, str]]:
+    """The run's folder, made if need be, and what is other than it was there, by option.
 
     Raises TrainerError where it cannot be made or holds a run that these settings cannot go on with.
     """
@@ -268,12 +297,13 @@ def open_folder(settings: Settings) -> tuple[Path, str]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainerError(f"--out {out}: {folder} cannot be made ({error.strerror}); expected a writable folder") from None
-    return folder, resume.changes(settings, read_settings(folder)) if (folder / "config.json").exists() else ""
+    then = read_settings(folder) if (folder / "config.json").exists() else None
+    return folder, resume.changes(settings, then) if then else {}
 
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -158,8 +158,8 @@ def restore(state: State, folder: Path, model: str, say: Callable[[str], object]
             about = saved.about
             if about.get("model", model) != model:
                 raise TrainerError(
-                    f"{path}: was trained from other weights than those of --source or --base now; expected --name NEW for a "
-                    "run beside it, or the model that it started from, wherever it lies"
+                    f"{path}: was trained from other weights than those of --source, --base or --init now; expected --name NEW "
+                    "for a run beside it, or the model that it started from, wherever it lies"
                 )
             afresh = fill(state, saved)
         except WeightsError as error:

@@ -148,8 +148,10 @@ def train(
 
     if state.step == 0:
         look()
-    bar = tqdm(total=job.steps, initial=state.step, desc=job.name, unit="step", disable=not accelerator.is_main_process,
-               dynamic_ncols=True, mininterval=0.5)  # fmt: skip
+    bar = tqdm(
+        total=max(job.steps, state.step), initial=state.step, desc=job.name, unit="step",
+        disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=0.5,
+    )  # fmt: skip
     meters = Meters(job.rows * accelerator.num_processes, accelerator.device, built)
     failures, began = 0, time.perf_counter() - state.seconds
     with Interrupts() as interrupts, bar:

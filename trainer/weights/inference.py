@@ -72,6 +72,7 @@ def load_trained(backbone: Backbone, model: nn.Module, path: str | Path) -> Velo
     tensors = load(path)
     if any(name.startswith((lora.PREFIX, backbone.prefix)) for name in tensors):
         return VelocityModel(backbone, model, lora.merge(backbone, model, tensors, path))
-    backbone.core.time.install(model)
+    if not backbone.core.time.installed(model):
+        backbone.core.time.install(model)
     model.load_state_dict(backbone.from_file(tensors))
     return VelocityModel(backbone, model, "two")

@@ -62,7 +62,7 @@ def merge(backbone: Backbone, model: nn.Module, tensors: Mapping[str, Tensor], p
     names = {name: name.removeprefix(backbone.prefix).removeprefix(PREFIX) for name in tensors}
     tensors = backbone.from_file({names[name]: t for name, t in tensors.items()})
     second = {n: t for n, t in tensors.items() if n.startswith(backbone.core.time.name + ".")}
-    if second:
+    if second and not backbone.core.time.installed(model):
         backbone.core.time.install(model)
     state = dict(model.named_parameters())
     with torch.no_grad():

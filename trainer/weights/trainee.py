@@ -62,7 +62,7 @@ class Trainee:
         if memory.dtype == "bf16" and is_lora:
             nn.Module.to(model, torch.bfloat16)  # diffusers' own `to` warns of what it would keep in float32
         self.time = adapter.time if is_lora else "two"
-        second = backbone.core.time.install(model) if self.time == "two" else None
+        second = second_of(backbone, model) if self.time == "two" else None
         if is_lora:
             targets = backbone.lora_targets(model, adapter.targets)
             quantise(model, memory.quantize)
@@ -86,6 +86,7 @@ class Trainee:
             raise TrainerError(f"--block-swap is {memory.block_swap}; expected at most {most}, the blocks of {backbone.name}")
         self.copy: WithWeights | None = None  # of all weights as they were, where a guide needs it
         self.swap = BlockSwap(model, memory.block_swap) if memory.block_swap else None
+        self.init = ""  # what training started from, for the file's metadata
 
     @property
     def second(self) -> str:
@@ -123,4 +124,10 @@ class Trainee:
     def provenance(self, step: int) -> Provenance:
         settings, core = self.settings, self.backbone.core
         rank = settings.adapter.rank if settings.mode == "lora" else None
-        return Provenance(self.time, core.name, rank, self.backbone.sampling, step, settings.hash())
+        return Provenance(self.time, core.name, rank, self.backbone.sampling, step, settings.hash(), init=self.init)
+
+
+def second_of(backbone: Backbone, model: nn.Module) -> nn.Module:
+    """The model's second time embedder, a new one where it has none."""
+    time = backbone.core.time
+    return model.get_submodule(time.name) if time.installed(model) else time.install(model)

@@ -88,12 +88,14 @@ class Toy(DiffusersBackbone):
     def skeleton(self) -> Transformer:
         return Transformer(**self.size.config)
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None) -> Transformer:
-        if not source:
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> Transformer:
+        if not (file := distilled or source):
             raise TrainerError("toy has no published model; expected --source FILE")
-        tensors = self.from_file(sources.transformer_tensors(Path(source), source)[0])
+        tensors = self.from_file(sources.transformer_tensors(Path(file), str(file))[0])
         model = Transformer(**self.core.widths({name: tuple(t.shape) for name, t in tensors.items()}))
-        sources.check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, model, source)
+        if distilled:
+            self.core.time.install(model)
+        sources.check_fits({name: ("", tuple(t.shape)) for name, t in tensors.items()}, model, file)
         model.load_state_dict(tensors)
         return model.to(dtype or torch.float32).eval().requires_grad_(False)
 
