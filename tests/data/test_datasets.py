@@ -129,7 +129,7 @@ def test_yaml_that_is_no_data_set(tmp_path, text):
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "set.toml").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "absent.toml", tmp_path, tmp_path / "set.toml"):
-        with pytest.raises(TrainerError, match="--dataset"):
+        with pytest.raises(TrainerError, match=f"data: {path}: "):
             datasets.read(path, Source())
 
 

@@ -44,9 +44,9 @@ def read(path: Path, defaults: Source) -> list[Source]:
     try:
         found = list(_tables(_loaded(path) or {}, {}, path, "", defaults))
     except RecursionError:
-        raise TrainerError(f"--dataset {path}: a table holds itself; expected a path in each") from None
+        raise TrainerError(f"data: {path}: a table holds itself; expected a path in each") from None
     if not found:
-        raise TrainerError(f"--dataset {path}: names no data; expected a table such as [[datasets]] with a path")
+        raise TrainerError(f"data: {path}: names no data; expected a table such as [[datasets]] with a path")
     return found
 
 
@@ -55,11 +55,9 @@ def _loaded(path: Path) -> Any:
         text = path.read_bytes().decode("utf-8-sig")
         return tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
     except OSError as error:
-        raise TrainerError(
-            f"--dataset {path}: cannot be read ({error.strerror or error}); expected a TOML or YAML file"
-        ) from None
+        raise TrainerError(f"data: {path}: cannot be read ({error.strerror or error}); expected a TOML or YAML file") from None
     except (ValueError, yaml.YAMLError, OverflowError, RecursionError) as error:  # tomllib's and Unicode's are ValueErrors
-        raise TrainerError(f"--dataset {path}: is not TOML or YAML in UTF-8 ({' '.join(str(error).split())})") from None
+        raise TrainerError(f"data: {path}: is not TOML or YAML in UTF-8 ({' '.join(str(error).split())})") from None
 
 
 def _tables(table: Any, above: Mapping[str, Any], path: Path, where: str, defaults: Source) -> Iterator[Source]:
@@ -67,7 +65,7 @@ def _tables(table: Any, above: Mapping[str, Any], path: Path, where: str, defaul
     if isinstance(table, list):
         table = {TABLES[0]: table}
     if not isinstance(table, dict):
-        raise TrainerError(f"--dataset {path}: {where or 'it'} is {short(table)}; expected a table with a path")
+        raise TrainerError(f"data: {path}: {where or 'it'} is {short(table)}; expected a table with a path")
     table = {str(key).replace("-", "_").lower(): value for key, value in table.items()}
     general = [table[key] for key in GENERAL if isinstance(table.get(key), dict)]
     inner = [key for key in TABLES if isinstance(table.get(key), (list, dict))]
@@ -77,7 +75,7 @@ def _tables(table: Any, above: Mapping[str, Any], path: Path, where: str, defaul
     if not inner and "path" in values:
         yield _source(values, path, where, defaults)
     elif "path" in values or (where and not inner):
-        raise TrainerError(f"--dataset {path}: {where or 'it'} has {'tables beside' if inner else 'no'} path; expected one")
+        raise TrainerError(f"data: {path}: {where or 'it'} has {'tables beside' if inner else 'no'} path; expected one")
     for key in inner:
         rows = table[key] if isinstance(table[key], list) else [table[key]]
         for number, row in enumerate(rows, 1):
@@ -91,7 +89,7 @@ def _known(key: str, path: Path, where: str) -> str:
         return name
     near = difflib.get_close_matches(name, [*KEYS, *CALLED], 1, 0.7)
     known = f"did you mean {CALLED.get(near[0], near[0])}?" if near else f"expected path, {', '.join(KEYS)}"
-    raise TrainerError(f"--dataset {path}: {key} is unknown{f' ({where})' if where else ''}; {known}")
+    raise TrainerError(f"data: {path}: {key} is unknown{f' ({where})' if where else ''}; {known}")
 
 
 def _source(values: Mapping[str, Any], path: Path, where: str, defaults: Source) -> Source:
@@ -115,7 +113,7 @@ def _source(values: Mapping[str, Any], path: Path, where: str, defaults: Source)
 
 
 def _wrong(path: Path, where: str, key: str, value: Any, expected: str) -> TrainerError:
-    return TrainerError(f"--dataset {path}: {key} is {short(value)}{f' ({where})' if where else ''}; expected {expected}")
+    return TrainerError(f"data: {path}: {key} is {short(value)}{f' ({where})' if where else ''}; expected {expected}")
 
 
 def short(value: Any) -> str:
