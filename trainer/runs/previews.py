@@ -228,7 +228,7 @@ class Previews:
         drawing.grid(
             {self.heading(n): [shown.get(Cell(i, n)) for i in range(len(self.rows))] for n in columns}, path,
             labels=[row.text for row in self.rows], notes=[row.note for row in self.rows],
-            title=f"{self.settings.run.name}, step {step}",
+            title=f"{self.settings.run.name}, step {step}", least=64,
         )  # fmt: skip
         self.log.image("samples", path, step)
         for cell, image in shown.items():
