@@ -1,5 +1,6 @@
 """The plan's figures against published numbers, and against what real tiny models allocate."""
 
+import dataclasses
 import inspect
 
 import diffusers
@@ -283,3 +284,67 @@ def test_the_largest_resolution_of_a_data_set_is_planned_for(tmp_path):
     file.write_text('path = "a"\nresolution = [250, 512]')
     with pytest.raises(TrainerError, match="resolution is 250; expected a multiple of 32"):
         memory.image_size(known, planned)
+
+
+@pytest.mark.parametrize("name", ["sana-0.6b"])
+def test_encoding_is_a_stage_of_its_own(name):
+    """Each way to make it lighter does; what computes elsewhere takes nothing of the card; the largest stage is the run's."""
+    known = backbone(name)
+    wanted = dict(model=name, resolution=512, rank=4, encode_batch=4)
+
+    def bytes_of(what, **changes):
+        return [v for k, v in memory.plan(known, settings(**wanted | changes)).encoding.items() if what in k]
+
+    images = lambda **changes: bytes_of("images", **changes)[0]
+    texts = lambda **changes: bytes_of("captions", **changes)
+    assert images() > images(encode_batch=1) > images(encode_batch=1, vae_dtype="bf16")
+    assert images(resolution=1024) > images(resolution=1024, vae_tiling=True)
+    assert texts(encoders_device="cpu") == [] and texts(encoders_device="cuda") >= texts() == texts(encoders_device="stream")
+    assert texts(encoders_dtype="nf4", encoders_device="cuda") < texts(encoders_device="cuda")
+    it = memory.plan(known, settings(**wanted))
+    assert it.peak == max(it.total, it.grids, *it.encoding.values()) and it.grids < it.total + it.encoding.popitem()[1]
+    assert memory.plan(known, settings(**wanted, sample_every=0)).grids == 0
+
+
+def test_the_autoencoder_is_counted_as_its_real_class_allocates():
+    """All that lives at a time, of a real one on the CPU, against the count on fake tensors."""
+    from trainer.backbones.images import ImageCodec
+    from trainer.plan import encoding
+
+    known = backbone("z-image")
+    small = dict(known.size.vae) | dict(block_out_channels=(32, 32, 64, 64), norm_num_groups=8)
+    tiny = TINY["z-image"]
+    tiny.size = dataclasses.replace(tiny.size, vae=small)
+    counted = encoding.images(tiny, PIXELS, 2, torch.float32, False, False)
+    codec = ImageCodec(diffusers.AutoencoderKL(**small))
+    with encoding.Live() as live:
+        codec.encode_image(torch.zeros(2, 3, PIXELS, PIXELS))
+    assert counted == pytest.approx(live.most + nbytes(codec.vae.parameters()), rel=0.05)
+
+
+@pytest.mark.parametrize("mode, name", [("lora", "digits"), ("full", "digits"), ("lora", "emoji"), ("full", "emoji")])
+def test_small_models_have_a_plan_too(mode, name, capsys):
+    assert main(mode, ["--model", name, "--plan"]) == 0
+    text = capsys.readouterr().out
+    assert "host memory" in text and "states to go on from" in text and "weights files" in text and "captions" not in text
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_files_on_disk_are_as_planned(mode, tmp_path):
+    """The state and the weights file of a real run."""
+    from trainer.config import read_settings
+    from trainer.plan import disk
+    from trainer.training import checkpoint
+    from trainer.weights import files
+
+    few = dict(
+        threads=1, base_steps=1, base_batch=8, steps=2, batch=16, save_every=1, sample_every=0, evaluate=0, tracker="none"
+    )
+    options = ["--model=digits", f"--out={tmp_path}", *(f"--{n.replace('_', '-')}={v}" for n, v in few.items())]
+    assert main(mode, options) == 0
+    folder = tmp_path / f"digits-{mode}"
+    known, done = backbone("digits"), read_settings(folder)
+    states = checkpoint.list_all(folder / "checkpoints")
+    state = sum(p.stat().st_size for p in [states[0], *states[0].glob("*")] if p.is_file())
+    assert disk.states(known, done).each == pytest.approx(state, rel=0.05)
+    assert disk.weights(known, done).each == pytest.approx(files.final(folder, done.run.name).stat().st_size, rel=0.05)
