@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from trainer import TrainerError
+from trainer.data import Cache
 
 from .conftest import draw, write_jsonl
 
@@ -65,6 +66,15 @@ def test_null_prompt_is_the_unconditional_one(prepared, folder):
     _, _, (embeds, mask) = data.batch_at(0, 2, seed=0)
     assert mask.sum(1).tolist() == [8, 8]
     assert torch.equal(embeds[0][mask[0]], data.cache.prompt(data.rows[0].null).embeds)
+
+
+def test_the_null_prompt_is_read_once(prepared, folder, monkeypatch):
+    data, _ = prepared(folder, null_prompt="bad art", caption_dropout=0.5)
+    read, plain = [], Cache.prompt
+    monkeypatch.setattr(Cache, "prompt", lambda cache, caption: read.append(caption.text) or plain(cache, caption))
+    for i in range(10):
+        data.batch_at(i, 3, seed=0)
+    assert read.count("bad art") == 1 and len(read) > 5
 
 
 def test_repeats(prepared, folder):

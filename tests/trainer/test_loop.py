@@ -2,15 +2,18 @@
 
 import csv
 import math
+import threading
+import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from trainer import Diverged
+from trainer import Diverged, TrainerError
 from trainer.config import Training
 from trainer.data.order import rows_at
 from trainer.training import checkpoint
+from trainer.training.ahead import Ahead
 from trainer.training.log import Log
 from trainer.training.loop import Job, learning_rate, train
 from twinflow.objective import Objective
@@ -53,7 +56,7 @@ def run(folder, network, steps=12, log_every=1, **changes):
         network=network,
         tensors=tensors,
         groups=[dict(kind="adamw", params=list(tensors.values()), lr=1e-2, peak=1e-2)],
-        data=Points(),
+        data=changes.pop("data", None) or Points(),
         objective=Objective(loss="l2"),
         training=Training(**dict(steps=steps, batch=4, accumulation=1, warmup=0) | training),
         **changes,
@@ -138,3 +141,50 @@ def test_a_network_that_is_its_own_teacher_equals_no_average(tmp_path):
     b = run(tmp_path / "b", Linear(), averages={"weights": 0.5})
     assert torch.equal(a["last"]["weight"], b["last"]["weight"])
     assert not torch.equal(b["weights"]["weight"], b["last"]["weight"])
+
+
+def test_batches_are_read_one_ahead_and_are_those_that_are_asked_for(tmp_path):
+    """In another thread, each once, in order, none beyond the last step; a resume begins where it is."""
+    seen, threads, data = [], set(), Points()
+    plain = data.batch_at
+
+    def noted(index, *rest):
+        seen.append(index)
+        threads.add(threading.current_thread() is threading.main_thread())
+        return plain(index, *rest)
+
+    data.batch_at = noted
+    run(tmp_path, Linear(), steps=5, batch=2, accumulation=2, data=data)
+    assert seen == list(range(10)) and threads == {True, False}
+    run(tmp_path, Linear(), steps=7, batch=2, accumulation=2, data=data)
+    assert seen == list(range(14))
+
+
+def test_a_slow_disk_does_not_hold_up_the_step():
+    data = Points()
+    plain = data.batch_at
+    data.batch_at = lambda *address: time.sleep(0.05) or plain(*address)
+    ahead = Ahead(data, 4, 0)
+    for index in range(4):
+        x, _, _ = ahead.take(index, index + 1)
+        assert torch.equal(x, plain(index, 4, 0)[0])
+        time.sleep(0.1)
+    assert ahead.waited < 0.1, "the first only"
+    assert torch.equal(ahead.take(9)[0], plain(9, 4, 0)[0]), "after a jump"
+    ahead.close()
+
+
+@pytest.mark.parametrize("fault", [TrainerError("a file is broken"), OSError("gone"), KeyboardInterrupt()], ids=repr)
+def test_what_fails_ahead_is_raised_at_its_step(tmp_path, fault):
+    data = Points()
+    plain = data.batch_at
+
+    def fails(index, *rest):
+        if index == 3:
+            raise fault
+        return plain(index, *rest)
+
+    data.batch_at = fails
+    with pytest.raises(type(fault)) as raised:
+        run(tmp_path, Linear(), data=data)
+    assert raised.value is fault and [row["step"] for row in logged(tmp_path)] == ["1", "2", "3"]

@@ -12,6 +12,7 @@ tensor; cond and uncond are padded to one length; everything is on the CPU in th
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -40,6 +41,7 @@ class CachedData:
 
     def __init__(self, cache: Cache, samples: Sequence[Sample], collate: Collate, *, latents=None):
         self.cache, self.collate, self.latents = cache, collate, latents
+        self.null = lru_cache(maxsize=4)(cache.prompt)
         self.rows = [sample for sample in samples for _ in range(sample.repeats)]
         buckets: dict[tuple, list[int]] = {}
         for i, sample in enumerate(self.rows):
@@ -54,8 +56,8 @@ class CachedData:
         """x (B, C, h, w), zeros where rows have no images; cond, uncond; an edit's reference latents end both of these."""
         drawn = self.order.batch(index, batch, seed)
         rows = [self.rows[row] for _, row in drawn]
-        prompts = [self.cache.prompt(self.caption(epoch, row, seed)) for epoch, row in drawn]
-        both = self.collate(prompts + [self.cache.prompt(sample.null) for sample in rows])
+        prompts = [self.prompt(self.rows[row], self.caption(epoch, row, seed)) for epoch, row in drawn]
+        both = self.collate(prompts + [self.prompt(sample, sample.null) for sample in rows])
         seen = tuple(self._stack(shots) for shots in zip(*(sample.references for sample in rows), strict=True))
         cond, uncond = (tuple(c[part] for c in both) + seen for part in (slice(batch), slice(batch, None)))
         if rows[0].target:
@@ -92,6 +94,10 @@ class CachedData:
             captions, shots = [said(c) for c in (*s.captions, s.null)], [seen(s.target), *map(seen, s.references)]
             digest.update(json.dumps([1 + len(more), s.size, s.dropout, captions, shots]).encode())
         return digest.hexdigest()[:16]
+
+    def prompt(self, sample: Sample, caption: Caption) -> Prompt:
+        """Encoded.  The null prompt, which every row shares (but those of an edit model), is read once."""
+        return self.null(caption) if caption == sample.null else self.cache.prompt(caption)
 
     def _stack(self, shots) -> Tensor:
         return torch.stack([self.cache.latents(shot) for shot in shots]).float()

@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from ..config import Training
 from ..seeds import seed_of
 from ..weights import sharding
 from . import checkpoint, optimizers
+from .ahead import Ahead
 from .log import Log
 from .meters import Meters
 
@@ -154,7 +155,7 @@ def train(
     )  # fmt: skip
     meters = Meters(job.rows * accelerator.num_processes, accelerator.device, built)
     failures, began = 0, time.perf_counter() - state.seconds
-    with Interrupts() as interrupts, bar:
+    with Interrupts() as interrupts, bar, closing(trainer):
         while state.step < job.steps:
             meters.begin()
             rate = learning_rate(state.step, job.training)
@@ -232,6 +233,7 @@ class Step:
         self.sharded = sharding.is_sharded(network)
         self.networks = Networks(network, job.teacher(averages), job.guide(averages), alike=self.sharded)
         self.batch, self.accumulation = job.training.batch, job.training.accumulation
+        self.ahead = {id(data): Ahead(data, self.batch, seed) for data in (job.data, job.validation) if data is not None}
         self.roles = [
             share_out(self.batch, job.objective.roles, part=part, parts=self.accumulation) for part in range(self.accumulation)
         ]  # raises ValueError for a batch that cannot hold the roles
@@ -246,7 +248,7 @@ class Step:
             last = part == self.accumulation - 1
             # sharded gradients are shared out every time: kept back, they would be whole
             with nullcontext() if last or self.sharded else accelerator.no_sync(self.network):
-                found = self.loss(job.data, step, part)
+                found = self.loss(job.data, step, part, more=not last or step + 1 < job.steps)
                 accelerator.backward(found.total / self.accumulation)
             note(sums, found)
         norm = accelerator.clip_grad_norm_(list(job.tensors.values()), job.training.clip or math.inf)
@@ -257,22 +259,28 @@ class Step:
     def validate(self, data: Data) -> dict[str, float]:
         """The loss terms over these rows, each seen once or nearly so, with the same draws every time."""
         sums: dict[str, list] = {}
-        for step in range(math.ceil(len(data) / (self.job.rows * self.accelerator.num_processes))):
+        steps = math.ceil(len(data) / (self.job.rows * self.accelerator.num_processes))
+        for step in range(steps):
             for part in range(self.accumulation):
-                note(sums, self.loss(data, step, part, "validation"))
+                more = part + 1 < self.accumulation or step + 1 < steps
+                note(sums, self.loss(data, step, part, "validation", more=more))
         return {f"validation_{name}": value for name, value in self.means(sums).items()}
 
-    def loss(self, data: Data, step: int, part: int, *purpose: str) -> Loss:
-        """Of one micro-batch.  purpose: keeps its draws apart from those of training."""
+    def loss(self, data: Data, step: int, part: int, *purpose: str, more: bool = False) -> Loss:
+        """Of one micro-batch.  purpose: keeps its draws apart from those of training.  more: another one follows."""
         job, accelerator = self.job, self.accelerator
         address = (self.seed, *purpose, step, part, accelerator.process_index)
         torch.manual_seed(seed_of(*address, "dropout"))
         index = (step * self.accumulation + part) * accelerator.num_processes + accelerator.process_index
-        x, cond, uncond = data.batch_at(index, self.batch, self.seed)
+        x, cond, uncond = self.ahead[id(data)].take(index, index + accelerator.num_processes if more else None)
         x = x.to(accelerator.device)
         cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
         draws = draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
         return loss(self.networks, Batch(x, cond, uncond), job.objective, self.roles[part], draws)
+
+    def close(self) -> None:
+        for ahead in self.ahead.values():
+            ahead.close()
 
     def means(self, sums: dict[str, list]) -> dict[str, float]:
         """Over the micro-batches and the processes."""
