@@ -111,7 +111,7 @@ def asked_model(argv: list[str]) -> str:
 
 def printed(settings: Settings) -> str:
     """The settings that mean something to this run, as JSON that --config takes."""
-    unread = meaningless(settings.mode, settings.model)
+    unread = {*meaningless(settings.mode, settings.model), *(["steps"] if settings.training.epochs is not None else [])}
     return json.dumps({name: value for name, value in settings.flat().items() if name not in unread}, indent=2)
 
 

@@ -138,6 +138,7 @@ class Base(Section):
 
 class Training(Section):
     steps: int = option(3000, "optimiser steps", top=True, ge=1)
+    epochs: int | None = option(None, "passes over all rows of the data, repeats counted, in place of --steps", ge=1, le=10**6)
     batch: int = option(1, "images in a micro-batch, on each device", top=True, ge=1)
     accumulation: int = option(4, "micro-batches in a step; the roles are shared out over all their images", ge=1)
     lr: float = option(1e-4, "peak learning rate", top=True, gt=0)
@@ -146,8 +147,14 @@ class Training(Section):
     )
     matrix_lr: float | None = option(None, "peak learning rate of muon's matrices (default: --lr)", gt=0)
     embedder_lr: float | None = option(None, "peak learning rate of the second time embedder (default: --lr)", gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after the warm-up")
+    schedule: Literal["cosine", "linear", "constant", "constant-with-warmup"] = option(
+        "cosine", "course of the learning rate after the warm-up, which comes before each: constant, too, unless --warmup is 0"
+    )
     warmup: int = option(100, "steps over which the learning rate rises to its peak", ge=0)
+    time_shift: float | Literal["resolution"] = option(
+        1.0, "moves the times that are drawn towards noise, t to X t / (1 + (X - 1) t), as samplers do; resolution: by the X "
+        "of the model's own pipeline, for each image's size where that one does so", metavar="X|resolution",
+    )  # fmt: skip
     weight_decay: float = option(0.0, "weight decay of AdamW", ge=0)
     betas: tuple[float, float] = option((0.9, 0.999), "both betas of AdamW")
     clip: float = option(1.0, "largest norm of the gradient, which is scaled down to it; 0 is off", ge=0)
@@ -160,6 +167,22 @@ class Training(Section):
     ema: float = option(0.99, "decay of the weight average that is the teacher; 0: the student is its own teacher", ge=0, lt=1)
     weights_ema: float = option(0.0, "decay of the weight average that is saved; 0 saves the last weights", ge=0, lt=1)
 
+    @field_validator("time_shift", mode="before")
+    @classmethod
+    def _shift(cls, value: Any) -> Any:
+        try:
+            if value == "resolution" or 0 < float(value) <= 1000:
+                return value if value == "resolution" else float(value)
+        except (TypeError, ValueError):
+            pass
+        raise ValueError(f"--time-shift is {value}; expected resolution, or a factor above 0, such as 3")
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> "Training":
+        if self.schedule == "constant-with-warmup" and not self.warmup:
+            raise ValueError("--schedule constant-with-warmup: --warmup is 0; expected some steps, or --schedule constant")
+        return self
+
 
 class Memory(Section):
     dtype: Literal["fp32", "bf16"] = option(
@@ -170,6 +193,11 @@ class Memory(Section):
         "bitsandbytes (on a GPU)", lora=True,
     )  # fmt: skip
     checkpointing: bool = option(True, "gradient checkpointing: compute the blocks again in the backward pass to save memory")
+    attention: str = option(
+        "sdpa", "attention: sdpa (PyTorch's), or a library's by its name in diffusers, where it is installed and has a "
+        "backward pass: flash, flash_varlen, _flash_3, xformers, flex, ...", metavar="NAME",
+    )  # fmt: skip
+    compile: bool = option(False, "compile the blocks of the transformer with torch.compile: minutes at first, faster steps")
     block_swap: int = option(
         0, "number of blocks whose frozen weights stay in host memory until needed (with --checkpointing)", lora=True, ge=0
     )
@@ -325,12 +353,20 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _shift_is_known(self) -> "Settings":
+        if self.training.time_shift == "resolution" and getattr(backbone(self.model), "shift", None) is None:
+            raise ValueError(f"--time-shift resolution: {self.model} has no pipeline that shifts; expected a factor, such as 3")
+        return self
+
+    @model_validator(mode="after")
     def _memory_is_possible(self) -> "Settings":
         memory = self.memory
         if self.mode == "full" and (memory.quantize != "none" or memory.block_swap):
             raise ValueError("--quantize and --block-swap are for frozen weights; expected none and 0, or trainer.lora")
         if memory.block_swap and not memory.checkpointing:
             raise ValueError("--block-swap needs --checkpointing, or the backward pass would keep all blocks on the device")
+        if memory.block_swap and memory.compile:
+            raise ValueError("--block-swap moves weights that --compile expects to stay; expected one of them")
         if memory.block_swap and memory.quantize == "nf4":
             raise ValueError("--block-swap cannot move nf4 weights; expected --quantize int8, fp8 or fp8-cast, or no swap")
         return self
@@ -369,6 +405,7 @@ class Settings(Section):
         younger |= {"encoders_dtype", "vae_dtype", "vae_tiling"}
         names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default} | {"encoders_device"}
         names -= {"init"} if self.training.init is None else set()
+        names -= {name for name in ("epochs", "time_shift") if getattr(self.training, name) == OPTIONS[name].default}
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
         values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -461,6 +498,8 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
     if wrong := {name: why for name, why in meaningless(mode, model).items() if name in given}:
         name, why = next(iter(wrong.items()))
         raise TrainerError(f"{flag(name)} means nothing to {why}; leave it out (see --help --model {model})")
+    if given.get("epochs") is not None and "steps" in given:
+        raise TrainerError(f"--steps {given['steps']} and --epochs {given['epochs']}: expected one of them")
     recipe = BY_MODE[mode] | known.recipe(mode)
     values = {"mode": mode, "name": f"{model}-{mode}"} | recipe
     if preset := given.get("preset"):

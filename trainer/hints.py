@@ -43,7 +43,11 @@ CALLED: dict[str, str] = {  # another trainer's name -> the option here that tak
     "checkpoints_total_limit": "keep", "save_total_limit": "keep", "max_step_saves_to_keep": "keep",
     "sample_every_n_steps": "sample_every", "validation_steps": "sample_every", "sample_steps": "sample_every",
     "sample_prompts": "prompts", "validation_prompt": "prompts", "validation_prompts": "prompts",
+    "attention_mechanism": "attention", "attn_mode": "attention", "attn_implementation": "attention",
+    "torch_compile": "compile", "dynamo_backend": "compile",
     "logging_steps": "log_every", "log_with": "tracker", "report_to": "tracker",
+    "max_train_epochs": "epochs", "num_train_epochs": "epochs", "num_epochs": "epochs",
+    "discrete_flow_shift": "time_shift", "flow_shift": "time_shift", "shift": "time_shift",
     "timestep_sampling": "times", "weighting_scheme": "times",
     "model_family": "model", "model_name": "model", "arch": "model", "random_seed": "seed",
 }  # fmt: skip
@@ -56,13 +60,18 @@ VALUES: dict[str, dict[str, str]] = {  # option here -> another trainer's value 
         "fp8-quanto": "fp8", "fp8-torchao": "fp8", "float8": "fp8", "qfloat8": "fp8", "nf4": "nf4", "nf4-bnb": "nf4",
     },
     "optimizer": {"adamw": "adamw", "adam": "adamw", "adamw8bit": "adamw8bit", "adamw_8bit": "adamw8bit", "muon": "muon"},
-    "schedule": {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"},
+    "schedule": {
+        "cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant-with-warmup",
+    },
     "times": {"uniform": "beta", "sigmoid": "logit-normal", "logit_normal": "logit-normal", "none": "beta"},
     "tracker": {"tensorboard": "tensorboard", "wandb": "wandb", "none": "none"},
-    "model": {}, "targets": {},
+    "attention": {
+        "sdpa": "sdpa", "torch": "sdpa", "diffusers": "sdpa", "flash": "flash", "flash_attn": "flash", "flash2": "flash",
+        "flash_attention_2": "flash", "flash3": "_flash_3", "xformers": "xformers",
+    },
+    "model": {}, "targets": {}, "compile": {},
 }  # fmt: skip
 
-_EPOCHS = "length is given in --steps; an epoch is images / (batch x accumulation x devices) of them"
 _ALWAYS_CACHED = "images and captions are always encoded once, before training, and kept on disk (--cache)"
 _BUCKETS = "images always go to buckets of about --resolution squared; --aspect limits their shapes"
 _DATA = "folders with settings of their own stand in a file; expected --dataset FILE.toml"
@@ -77,10 +86,9 @@ _TEXT = "text encoders are never trained"
 _LORA = "python -m trainer.lora trains a LoRA, and python -m trainer.full all weights"
 _RESUME = "the same command, given again, goes on from its last checkpoint"
 _CHECKPOINTING = "gradient checkpointing is --checkpointing here"
-_ATTENTION = "PyTorch's scaled_dot_product_attention is always used"
+_ATTENTION = "attention is one option; expected --attention sdpa (PyTorch's, the default), flash, xformers, ..."
 
 ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
-    "max_train_epochs": _EPOCHS, "num_train_epochs": _EPOCHS, "epochs": _EPOCHS, "num_epochs": _EPOCHS,
     "save_every_n_epochs": "checkpoints are counted in steps; expected --save-every N",
     "sample_every_n_epochs": "samples are counted in steps; expected --sample-every N",
     "gradient_checkpointing": _CHECKPOINTING, "activation_checkpointing": _CHECKPOINTING,
@@ -91,7 +99,6 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "adam_beta1": _BETAS, "adam_beta2": _BETAS,
     "lr_warmup_ratio": "the warm-up is counted in steps; expected --warmup N",
     "logit_mean": _NORMAL, "logit_std": _NORMAL,
-    "discrete_flow_shift": "t is drawn as --times, --time-beta and --time-normal say, without a shift",
     "dataset_repeats": _REPEATS, "num_repeats": _REPEATS, "repeats": _REPEATS,
     "datasets": _DATA, "subsets": _DATA, "directory": _DATA,
     "shuffle_caption": _SHUFFLE, "shuffle_tokens": _SHUFFLE, "caption_shuffle": _SHUFFLE,
@@ -105,7 +112,7 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "network": _FLAT, "train": _FLAT, "process": _FLAT, "job": _FLAT,
     "config_file": "settings from a file are --config FILE here",
     "resume": _RESUME, "resume_from_checkpoint": _RESUME, "resume_from": _RESUME, "save_state": _RESUME,
-    "sdpa": _ATTENTION, "xformers": _ATTENTION, "flash_attn": _ATTENTION, "attention_mechanism": _ATTENTION,
+    "sdpa": _ATTENTION, "xformers": _ATTENTION, "flash_attn": _ATTENTION, "sdp": _ATTENTION,
     "enable_xformers_memory_efficient_attention": _ATTENTION,
     "allow_tf32": "PyTorch's own setting stays as it is",
     "save_model_as": "files are always .safetensors",

@@ -53,6 +53,12 @@ def draw_times(rows: int, objective: Objective, generator: torch.Generator, dtyp
     return torch.sigmoid(mean + deviation * torch.special.ndtri(u))
 
 
+def shifted(draws: Draws, factor: float) -> Draws:
+    """With the times t moved towards 1 (factor above 1) or 0, as samplers shift theirs."""
+    t = draws.t.clamp(0, 1)
+    return draws._replace(t=factor * t / (1 + (factor - 1) * t))
+
+
 def role_times(draws: Draws, roles: Roles, objective: Objective) -> tuple[Tensor, Tensor]:
     """The times t and r (B,) of every row: both negative for fake rows, 0 <= r <= t for the others."""
     t = draws.t.clamp(0, 1) * objective.time_scale

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from trainer import Diverged, TrainerError
 from trainer.config import Training
 from trainer.data.order import rows_at
-from trainer.training import checkpoint
+from trainer.training import checkpoint, loop
 from trainer.training.ahead import Ahead
 from trainer.training.log import Log
 from trainer.training.loop import Job, learning_rate, train
@@ -188,3 +188,14 @@ def test_what_fails_ahead_is_raised_at_its_step(tmp_path, fault):
     with pytest.raises(type(fault)) as raised:
         run(tmp_path, Linear(), data=data)
     assert raised.value is fault and [row["step"] for row in logged(tmp_path)] == ["1", "2", "3"]
+
+
+def test_times_are_shifted_by_each_batch(tmp_path, monkeypatch):
+    seen, plain = [], loop.loss
+    monkeypatch.setattr(loop, "loss", lambda *given: seen.append(given[4].t) or plain(*given))
+    run(tmp_path / "a", Linear(), steps=3)
+    run(tmp_path / "b", Linear(), steps=3, shift=lambda x: 1 + float(x.sum()))
+    shifts = [1 + float(Points().batch_at(index, 4, 0)[0].sum()) for index in range(3)]
+    for before, after, s in zip(seen[:3], seen[3:], shifts, strict=True):
+        torch.testing.assert_close(after, s * before / (1 + (s - 1) * before))
+    assert len(set(shifts)) == 3

@@ -19,6 +19,7 @@ from twinflow.prompts import Prompt
 
 from .. import TrainerError
 from .images import ImageCodec
+from .shifts import Shift
 from .sizes import Size
 
 
@@ -45,7 +46,7 @@ class Backbone(Protocol):
     sampling: recommended settings, best first.  pixels: sides of images are multiples of this.  factor: pixels that one
     latent is wide.  chunk: rows that may be sampled at once.  edits: whether prompts come with images.  unread: sections or
     names of settings that mean nothing to it.  text_parts: folders of a source with the text encoders.  size: of the
-    published model, for the plan.
+    published model, for the plan.  shift: of its own pipeline's times, None where it has none.
     """
 
     core: known.Backbone
@@ -59,6 +60,7 @@ class Backbone(Protocol):
     unread: tuple[str, ...]
     text_parts: tuple[str, ...]
     size: Size
+    shift: Shift | None
 
     def recipe(self, mode: str) -> dict[str, Any]:
         """Settings (by option name) for "lora" or "full" that differ from the defaults in trainer.config."""
@@ -116,6 +118,10 @@ class Backbone(Protocol):
 
     def shape(self, model: nn.Module, size: tuple[int, int]) -> tuple[int, int, int]:
         """Of the latents (C, h, w) of an image of this size (height, width)."""
+        ...
+
+    def tokens(self, model: nn.Module, latents: Tensor) -> int:
+        """That the transformer makes of each image of these (B, C, h, w)."""
         ...
 
     def idle(self, model: nn.Module) -> list[str]:

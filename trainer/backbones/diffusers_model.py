@@ -27,6 +27,7 @@ from twinflow.prompts import Prompt
 from .. import TrainerError
 from . import encoder_sources, single_files, sources
 from .images import ImageCodec
+from .shifts import Shift
 from .sizes import LONGEST, Size
 
 FRAME = 256  # bytes around a caption, at most: a template, start and end
@@ -88,6 +89,7 @@ class DiffusersBackbone:
     markers: tuple[str, ...] = ()
     presets: ClassVar[dict[str, str]]
     sizes: ClassVar[dict[str, Size]]
+    shift: Shift | None = None
 
     def __init__(self, name: str):
         self.name = name
@@ -280,6 +282,10 @@ class DiffusersBackbone:
     def latents(self, pixels: int, dtype: torch.dtype) -> Tensor:
         """Of one square image, for the plan."""
         return torch.zeros(1, self.size.channels, pixels // self.factor, pixels // self.factor, dtype=dtype)
+
+    def tokens(self, model: Any, latents: Tensor) -> int:
+        patch = model.config.get("patch_size") or 2
+        return (latents.shape[2] // patch) * (latents.shape[3] // patch)
 
     def idle(self, model: nn.Module) -> list[str]:
         """Modules whose output nothing uses; they never get a gradient."""

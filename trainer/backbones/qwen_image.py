@@ -15,6 +15,7 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .diffusers_model import DiffusersBackbone
+from .shifts import Shift
 from .sizes import Size
 
 
@@ -60,6 +61,7 @@ class QwenImage(DiffusersBackbone):
     transformer_class, pipeline_class, vae_class = "QwenImageTransformer2DModel", "QwenImagePipeline", "AutoencoderKLQwenImage"
     single = {"text_encoder": "qwen2.5-vl", "vae": "qwen-vae"}
     presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
+    shift: Shift | None = Shift(low=(256, 0.5), high=(8192, 0.9))
     sizes = {"qwen-image": Size(dict(), channels=16, text=15.4)}
     limits: ClassVar[dict[str, int]] = {"the text encoder": 1024}  # from behind the template's start, its end counted
 

@@ -14,6 +14,7 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .diffusers_model import DiffusersBackbone
+from .shifts import Shift
 from .sizes import DC, Size
 
 SMALL = dict(
@@ -31,6 +32,7 @@ class Sana(DiffusersBackbone):
     prefix = "transformer."  # diffusers': ComfyUI has no SANA
     transformer_class, pipeline_class, vae_class = "SanaTransformer2DModel", "SanaPipeline", "AutoencoderDC"
     presets = {"attention": r"transformer_blocks\..*\.attn[12]\..*"}
+    shift: Shift | None = Shift(3.0)
     sizes = {name: Size(size, channels=32, text=4.9, vae=DC) for name, size in {"sana": dict(), "sana-0.6b": SMALL}.items()}
     limits: ClassVar[dict[str, int]] = {"the text encoder": 300}  # besides the instruction but for its two last tokens
 

@@ -13,6 +13,7 @@ from twinflow.objective import Condition
 from twinflow.prompts import Prompt
 
 from .diffusers_model import DiffusersBackbone
+from .shifts import Shift
 from .sizes import KL_16, Size
 
 COMMON: dict[str, Any] = dict(channels=16, text=10.4, tokens=333, vae=KL_16)
@@ -30,6 +31,7 @@ class SD3(DiffusersBackbone):
         "attention": r"transformer_blocks\..*\.attn2?\..*",
         "attention+mlp": r"transformer_blocks\..*\.(attn2?|ff|ff_context)\..*",
     }
+    shift: Shift | None = Shift(3.0)
     sizes = {
         "sd3.5": Size(
             dict(

@@ -16,12 +16,15 @@ from twinflow.weights import load, read_header
 from .. import TrainerError
 from . import sources
 from .qwen_image import QwenImage
+from .shifts import Shift
 
 
 class SmallQwenImage(QwenImage):
     """sizes holds the whole architecture.  pixels: the side of its images.  shipped: the base that comes with the project."""
 
     text_parts = ()  # prompts are the run's own
+    shift: Shift | None = None
+    masked = False  # prompts are of one length
     shipped: Path | None = None
 
     def fresh(self, generator: torch.Generator) -> nn.Module:

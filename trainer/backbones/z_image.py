@@ -15,6 +15,7 @@ from twinflow.prompts import Prompt
 from twinflow.time_embedding import to_signal
 
 from .diffusers_model import DiffusersBackbone
+from .shifts import Shift
 from .sizes import KL_16, Size
 
 SIZE = Size(dict(), channels=16, text=7.5, vae=KL_16)
@@ -30,6 +31,10 @@ class ZImage(DiffusersBackbone):
     }
     sizes = {"z-image": SIZE, "z-image-turbo": SIZE}
     limits = {"the text encoder": 512}  # with the chat template around the caption
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.shift = Shift(3.0 if name == "z-image-turbo" else 6.0)
 
     def recipe(self, mode: str) -> dict[str, Any]:
         """Turbo without guidance: it is distilled in."""

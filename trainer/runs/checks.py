@@ -22,7 +22,7 @@ import torch
 from twinflow.weights import WeightsError, read_header
 
 from .. import TrainerError, data
-from ..backbones import Backbone, backbone, sources
+from ..backbones import Backbone, attention, backbone, sources
 from ..config import Settings, flag, notice
 from ..data import prompts as prompt_files
 from ..data.buckets import Buckets
@@ -34,7 +34,7 @@ from ..plan.card import Card, card
 from ..plan.memory import GIB, Plan, skeleton
 from ..training import checkpoint, optimizers
 from ..training.disk import short
-from ..weights import origin, quantise
+from ..weights import compiling, origin, quantise
 from ..weights.block_swap import blocks_of
 from . import run_of
 from .encoders import check as check_encoders
@@ -42,7 +42,7 @@ from .encoders import source_of
 
 NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.18", "torch": "2.6", "transformers": "4.51"}
 LONGEST_NAME = 200  # bytes: disks take 255, of which steps and endings need some
-WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw")  # which shards plain weights
+WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw", compile=False)  # which shards plain weights
 
 
 class Facts:
@@ -171,6 +171,19 @@ def launch(facts: Facts, notify: Callable) -> Iterator[str]:
         for name, value in WITH_FSDP.items():
             if now[name] != value:
                 yield f"{flag(name)} is {now[name]}; expected {value} with FSDP, which shards plain weights"
+
+
+def libraries(facts: Facts, notify: Callable) -> None:
+    """Attention by another library, and torch.compile: tried on a small example."""
+    own = facts.settings.memory
+    if facts.settings.mode == "base":
+        return
+    device = torch.accelerator.current_accelerator() if has_gpu() else None
+    if own.attention != attention.USUAL:
+        masked = getattr(facts.published, "masked", True)
+        attention.check(own.attention, skeleton(facts.known), masked, device or torch.device("cpu"))
+    if own.compile:
+        compiling.check_compiler(device or torch.device("cpu"))
 
 
 def cards() -> int:
@@ -410,5 +423,5 @@ def not_writable(folder: Path) -> str:
 
 CHECKS = (
     machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, targets, init, block_swap,
-    cache_folder, on_disk, on_the_card, in_host_memory,
+    libraries, cache_folder, on_disk, on_the_card, in_host_memory,
 )  # fmt: skip

@@ -21,7 +21,8 @@ def changes(now: Settings, then: Settings) -> dict[str, str]:
 
     Raises TrainerError where that would make the trained weights mean something else.
     """
-    names = [n for n in different(now, then) if n not in PLACES]
+    derived = {"steps"} if now.training.epochs is not None else set()
+    names = [n for n in different(now, then) if n not in PLACES | derived]
     if refused := [n for n in names if n in meaning(now)]:
         told = ", ".join(f"{flag(n)} was {shown(then, n)}, is {shown(now, n)}" for n in refused[:4])
         back = " ".join(given(then, n) for n in refused[:4])
@@ -62,6 +63,7 @@ def meaning(settings: Settings) -> set[str]:
     if settings.mode == "base":
         return names
     names |= {n for n, o in OPTIONS.items() if o.section in ("adapter", "guidance")} - {"dropout"} | set(OBJECTIVE)
+    names.add("time_shift")
     own_base = settings.base.path is None and "base" not in meaningless(settings.mode, settings.model)
     return names | ({n for n, o in OPTIONS.items() if o.section == "base"} | {"seed"} if own_base else set())
 

@@ -1,9 +1,11 @@
 """One run from its settings to its folder: prepare, distil, write the weights, judge them, draw the grids."""
 
 import json
+import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from twinflow.ema import EMA
@@ -78,8 +80,11 @@ def finished(settings: Settings, folder: Path, changes: dict[str, str]) -> bool:
     """Whether so many steps are trained and judged, which is said.  Raises TrainerError where nothing is left to go on from."""
     if (done := read_json(folder / "metrics.json")) is None or not (folder / "config.json").exists():
         return False
-    step, wanted = done.get("step", read_settings(folder).training.steps), settings.training.steps
-    return is_finished(step, wanted, files.final(folder, settings.run.name), folder, changes, "steps")
+    before, option = read_settings(folder).training, "steps"
+    step, wanted = done.get("step", before.steps), settings.training.steps
+    if settings.training.epochs is not None:  # how many steps these are, is known with the data
+        wanted, option = before.steps if settings.training.epochs == before.epochs else step + 1, "epochs"
+    return is_finished(step, wanted, files.final(folder, settings.run.name), folder, changes, option)
 
 
 def is_finished(step: int, wanted: int, weights: Path, folder: Path, changes: dict[str, str], option: str) -> bool:
@@ -109,6 +114,8 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         accelerator.print(f"other settings than before: {', '.join(changes.values())}")
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
     prepared = kind.prepare(settings, folder, accelerator, log)
+    settings = with_steps(settings, len(prepared.data), accelerator)
+    training = settings.training
     begun = checkpoint.newest(folder / "checkpoints") is not None
     first, said = origin.opened(known, settings, begun=begun)
     if said:
@@ -162,6 +169,7 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         observe=look,
         observe_every=logging.sample_every,
         keep_weights=keep_weights,
+        shift=shift_of(settings, known, prepared.model),
     )
     with closing(log):
         values = train(
@@ -170,6 +178,26 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         )  # fmt: skip
     finish(settings, kind, trainee, best(values), job.done, folder, log)
     accelerator.end_training()
+
+
+def with_steps(settings: Settings, rows: int, accelerator: Accelerator) -> Settings:
+    """The settings with the steps that their epochs of so many rows take, which is said."""
+    training, processes = settings.training, accelerator.num_processes
+    if training.epochs is None:
+        return settings
+    step = training.batch * training.accumulation * processes
+    steps = math.ceil(training.epochs * rows / step)
+    accelerator.print(f"--epochs {training.epochs}: {steps} steps, of {step} among {rows} rows each")
+    return settings.model_copy(update={"training": training.model_copy(update={"steps": steps})})
+
+
+def shift_of(settings: Settings, known: Backbone, model: nn.Module) -> Callable[[Tensor], float] | None:
+    """Of the times of a batch of latents."""
+    wanted = settings.training.time_shift
+    if wanted == "resolution" and known.shift is not None:
+        own = known.shift.beside(settings.data.source)
+        return lambda x: own.of(known.tokens(model, x))
+    return None if wanted == 1 else lambda x: float(wanted)
 
 
 def run_base(settings: Settings) -> None:

@@ -57,6 +57,8 @@ def command(settings: Settings) -> list[list[str]]:
     changed = {name: value for name, value in settings.flat().items() if value != defaults[name]}
     if changed.get("guidance_ratio", "") is None:  # a scale was given, which a recipe's or preset's ratio gives way to
         changed["guidance"] = settings.guidance.scale
+    if settings.training.epochs is not None:  # which the steps follow from
+        changed.pop("steps", None)
     given = [words(name, value) for name, value in changed.items() if value is not None]
     return [["python", "-m", f"trainer.{settings.mode}", "--model", settings.model], *given]
 

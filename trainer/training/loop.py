@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from twinflow.draws import shifted
 from twinflow.ema import EMA
 from twinflow.objective import Batch, Condition, Loss, Networks, Objective, Velocity, draw, loss
 from twinflow.roles import share_out
@@ -58,6 +59,7 @@ class Job:
     observe: called with (step, values by average's key, "last" among them) for sample grids; by every process where the
     weights are sharded, else by the main one.
     keep_weights: called like observe at every save before the last step, for files that can be used; returns what it wrote.
+    shift: factor by which the times of a batch of these latents are moved (see draws.shifted); None moves none.
     done: steps that lie behind when train returns; more than asked for where an earlier call was asked for more.
     """
 
@@ -76,6 +78,7 @@ class Job:
     observe: Callable[[int, dict[str, dict[str, Tensor]]], None] | None = None
     observe_every: int = 0
     keep_weights: Callable[[int, dict[str, dict[str, Tensor]]], Path | None] | None = None
+    shift: Callable[[Tensor], float] | None = None
     done: int = 0
 
     @property
@@ -93,7 +96,8 @@ def learning_rate(step: int, training: Training) -> float:
     if step < training.warmup:
         return (step + 1) / training.warmup
     done = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[training.schedule]
+    course = training.schedule.removesuffix("-with-warmup")
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[course]
 
 
 class Interrupts:
@@ -276,6 +280,8 @@ class Step:
         x = x.to(accelerator.device)
         cond, uncond = (tuple(c.to(accelerator.device) for c in group) for group in (cond, uncond))
         draws = draw(x, job.objective, torch.Generator().manual_seed(seed_of(*address, "draws")))
+        if job.shift:
+            draws = shifted(draws, job.shift(x))
         return loss(self.networks, Batch(x, cond, uncond), job.objective, self.roles[part], draws)
 
     def close(self) -> None:

@@ -11,10 +11,11 @@ from twinflow.time_embedding import fold
 from twinflow.weights import Provenance
 
 from .. import TrainerError
-from ..backbones import Backbone
+from ..backbones import Backbone, attention
 from ..config import Settings
 from . import lora, sharding
 from .block_swap import BlockSwap, blocks_of
+from .compiling import compile_blocks
 from .quantise import quantise
 from .teachers import WithoutLora, WithWeights
 
@@ -79,6 +80,9 @@ class Trainee:
         if memory.checkpointing:
             checkpointed: Any = model
             checkpointed.enable_gradient_checkpointing()
+        attention.use(model, memory.attention)
+        if memory.compile:
+            compile_blocks(model)
         self.network = VelocityModel(backbone, model, self.time, memory.dtype)
         self.tensors = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         self.count = sum(p.numel() for p in self.network.parameters())
