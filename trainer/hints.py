@@ -65,10 +65,6 @@ VALUES: dict[str, dict[str, str]] = {  # option here -> another trainer's value 
     },
     "times": {"uniform": "beta", "sigmoid": "logit-normal", "logit_normal": "logit-normal", "none": "beta"},
     "tracker": {"tensorboard": "tensorboard", "wandb": "wandb", "none": "none"},
-    "attention": {
-        "sdpa": "sdpa", "torch": "sdpa", "diffusers": "sdpa", "flash": "flash", "flash_attn": "flash", "flash2": "flash",
-        "flash_attention_2": "flash", "flash3": "_flash_3", "xformers": "xformers",
-    },
     "model": {}, "targets": {}, "compile": {},
 }  # fmt: skip
 

@@ -69,9 +69,9 @@ def test_null_prompt_is_the_unconditional_one(prepared, folder):
 
 
 def test_the_null_prompt_is_read_once(prepared, folder, monkeypatch):
-    data, _ = prepared(folder, null_prompt="bad art", caption_dropout=0.5)
     read, plain = [], Cache.prompt
     monkeypatch.setattr(Cache, "prompt", lambda cache, caption: read.append(caption.text) or plain(cache, caption))
+    data, _ = prepared(folder, null_prompt="bad art", caption_dropout=0.5)
     for i in range(10):
         data.batch_at(i, 3, seed=0)
     assert read.count("bad art") == 1 and len(read) > 5

@@ -17,11 +17,11 @@ from trainer.training.loop import learning_rate
 
 
 def test_epochs_are_steps_of_the_data(tmp_path, tiny, finished, capsys):
-    """1437 rows in steps of 500: one epoch is three steps; and two go on from there."""
+    """1347 rows in steps of 500: one epoch is three steps; and two go on from there."""
     asked = [*(a for i, a in enumerate(tiny) if "--steps" not in (a, tiny[i - 1])), "--out", str(tmp_path), "--batch", "500",
              "--base", str(finished / "digits-lora" / "base.safetensors"), "--evaluate", "0"]  # fmt: skip
     assert main("lora", [*asked, "--epochs", "1"]) == 0
-    assert "--epochs 1: 3 steps, of 500 among 1437 rows each" in capsys.readouterr().out
+    assert "--epochs 1: 3 steps, of 500 among 1347 rows each" in capsys.readouterr().out
     folder = tmp_path / "digits-lora"
     rows = (folder / "metrics.csv").read_text().splitlines()
     assert rows[-1].startswith("distil,3,") and json.loads((folder / "config.json").read_text())["steps"] == 3
@@ -41,7 +41,7 @@ def test_steps_and_epochs_are_one_question(capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["epochs"] == 2 and "steps" not in printed and resolve("lora", printed).training.epochs == 2
     assert main("lora", ["--dry-run"]) == 0
-    assert resolve("lora", json.loads(capsys.readouterr().out)).training.steps == 3000
+    assert resolve("lora", json.loads(capsys.readouterr().out)).training.steps == 750
     with pytest.raises(TrainerError, match="epochs"):
         resolve("lora", {"epochs": 0})
 

@@ -41,10 +41,15 @@ def check(name: str, model: nn.Module, masked: bool, device: torch.device) -> No
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainerError(f"--attention {name}: cannot be used here ({why}); expected --attention {USUAL}") from None
     for what, ours, wanted in zip(("result", *"qkv"), found, example("native", masked, device), strict=True):
-        if ours is None or not (error := float((ours - wanted).norm() / wanted.norm())) < CLOSE:
-            why = "has no gradient" if ours is None else f"is {error:.0%} from PyTorch's"
+        if ours is None:
+            raise TrainerError(f"--attention {name}: has no backward pass; expected --attention {USUAL} to train with")
+        assert wanted is not None
+        error = float((ours - wanted).norm() / wanted.norm())
+        if not error < CLOSE:
             part = what if what == "result" else f"gradient of {what}"
-            raise TrainerError(f"--attention {name}: its {part} {why}; expected --attention {USUAL} to train with")
+            raise TrainerError(
+                f"--attention {name}: its {part} is {error:.0%} from PyTorch's; expected --attention {USUAL} to train with"
+            )
 
 
 def example(name: str, masked: bool, device: torch.device) -> list[Tensor | None]:
