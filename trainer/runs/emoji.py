@@ -28,7 +28,7 @@ from ..training.log import Log
 from ..weights import origin
 from ..weights.inference import Guided, generate, load_trained, noise
 from ..weights.trainee import Plain
-from . import drawing
+from . import drawing, two_sample
 from .emoji_judge import Judge
 from .pretraining import Base, Plan
 from .previews import Shown
@@ -40,6 +40,7 @@ BASE_OBJECTIVE = replace(
 )
 SCALES = 1.0, 1.5, 2.0, 3.0, 5.0  # of guidance, that a base is judged at
 SCALE = 1.5  # and drawn with
+COLUMNS = ("base", 1), ("distilled", 1), ("distilled", 2), ("distilled", 4), ("base", 32)  # of the grid
 ACROSS = 4
 ABOUT = {  # in the metadata of a base's files
     "modelspec.sai_model_spec": "1.0.0",
@@ -186,14 +187,18 @@ class EmojiRun:
         texts = [captions[i] for i in drawn.tolist()]
         return texts, noise(rows, self.shape, seed + 1), self.backbone.collate([words.encode(text) for text in texts])
 
-    def judged(self, made: dict[tuple[str, int], Tensor], texts: list[str], folder: Path) -> dict[str, Any]:
-        """Samples on disk by stage and NFE, and the table of their quality."""
+    def judged(
+        self, made: dict[tuple[str, int], Tensor], texts: list[str], folder: Path, against: tuple[str, int]
+    ) -> dict[str, Any]:
+        """Samples on disk by stage and NFE, and the table of their quality; against: those that others are told from."""
         judge, rows = Judge(), []
-        for (stage, nfe), images in made.items():
+        for key, images in made.items():
+            stage, nfe = key
             path = folder / f"samples_{stage}_{nfe}nfe.safetensors".replace(" ", "_")
             save({"images": images}, path, {"prompts": json.dumps(texts)})
-            rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, texts)})
-        (folder / "quality.md").write_text(drawing.table(rows) + "\n", "utf-8")
+            told = "" if key == against else two_sample.auc(made[against], images)
+            rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, texts), "c2st": told})
+        (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
         print(drawing.table(rows))
         return {"quality": rows}
 
@@ -211,27 +216,34 @@ class EmojiRun:
             ).cpu()
             for s in SCALES
         }
-        return self.judged(made, texts, folder)
+        return self.judged(made, texts, folder, ("base guidance 1", 32))
 
     def evaluate(self, settings: Settings, folder: Path, weights: Path) -> dict[str, Any]:
-        """Samples of both stages from the files of the run, their quality, and grid.png."""
+        """Samples of both stages from the files of the run, their quality, and grid.png.
+
+        The base is sampled with the guidance that is trained in.
+        """
         words, own, device = load_words(folder / "words.safetensors"), self.backbone, Accelerator().device
-        base, empty = Plain(own, self.plain(settings, folder).to(device)), own.collate([words.encode("")])
+        plain, empty = Plain(own, self.plain(settings, folder).to(device)), own.collate([words.encode("")])
+        base = Guided(plain, empty, settings.guidance.scale)
         below = origin.below(own, settings, lambda: self.plain(settings, folder))
         distilled = load_trained(own, below, weights).to(device)
-        networks: dict[tuple[str, Sampling], Velocity] = {}
-        networks |= {("base", s): base for s in BASE_SAMPLING}
-        networks |= {("distilled", s): distilled for s in own.sampling}
-        networks |= {("base guided", MULTI): Guided(base, empty, SCALE)}
+        networks: dict[tuple[str, int], tuple[Velocity, Sampling]] = {}
+        networks |= {("base", s.steps): (base, s) for s in BASE_SAMPLING}
+        networks |= {("distilled", s.steps): (distilled, s) for s in own.sampling}
         start, cond = self.drawn(words, device)
-        columns = {f"{stage}, {s.steps} NFE": self.grid(n, start, cond, s) for (stage, s), n in networks.items()}
+        columns = {
+            f"{stage}, {nfe} NFE": self.grid(networks[stage, nfe][0], start, cond, networks[stage, nfe][1])
+            for stage, nfe in COLUMNS
+        }
         drawing.grid(columns, folder / "grid.png", labels=SHOWN, least=64)
+        print(f"drew {folder / 'grid.png'}; judging {settings.logging.evaluate} samples of each kind")
         texts, start, cond = self.asked(settings, words)
         made = {
-            (stage, s.steps): to_images(generate(n, start.to(device), cond, s, chunk=own.chunk)).cpu()
-            for (stage, s), n in networks.items()
+            key: to_images(generate(network, start.to(device), cond, s, chunk=own.chunk)).cpu()
+            for key, (network, s) in networks.items()
         }
-        return self.judged(made, texts, folder)
+        return self.judged(made, texts, folder, COLUMNS[-1])
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> list[Tensor]:
         return [to_images(x) for x in latents]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..data.emoji import Pictures, split
-from .judge import frechet_distance
+from .judge import frechet_distance, neighbour_metrics
 
 COMPONENTS = 64  # of the pixels of real pictures, in which distances are taken
 
@@ -38,16 +38,21 @@ class Judge:
         """images: (N, 3, 32, 32) in [0, 1].  captions: what was asked for, all of pictures that are trained on.
 
         asked: share whose nearest real picture bears this caption (name: up to skin tones).  frechet: in units where the
-        held-out pictures have 1.  nearest: mean distance to that picture, and sharpness: 1 is that of real ones.
+        held-out pictures have 1.  recall, precision: in the same components.  nearest: mean distance to that picture, and
+        sharpness: 1 is that of real ones.
         """
         distance, row = torch.cdist(images.flatten(1), self.pixels).min(1)
         names = dict(zip(self.real.captions, self.real.names))
         found = [(self.real.captions[i], self.real.names[i]) for i in row.tolist()]
         share = lambda hits: sum(hits) / len(captions)
+        real, made = self.components(self.pixels), self.components(images)
+        near = neighbour_metrics(real, made)
         return {
             "asked": share(caption == own for (caption, _), own in zip(found, captions)),
             "name": share(name == names[own] for (_, name), own in zip(found, captions)),
-            "frechet": frechet_distance(self.components(images), self.components(self.pixels)) / self.scale,
+            "frechet": frechet_distance(made, real) / self.scale,
+            "recall": near["recall"],
+            "precision": near["precision"],
             "nearest": distance.mean().item(),
             "sharpness": sharpness(images) / self.sharpness,
         }

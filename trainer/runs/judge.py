@@ -131,17 +131,20 @@ class Judge:
         self.unseen, _ = self.classifier(self.digits.test)
         self.spread = within_class_spread(self.real, self.digits.train_labels)
         self.test_distance = frechet_distance(self.unseen, self.real)
+        self.test_pixels = frechet_distance(self.digits.test.flatten(1), self.digits.train.flatten(1))
         self.test_nearest = nearest_distance(self.digits.test, self.digits.train)
 
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """images (n, 1, 8, 8) in [0, 1] with the labels asked for.
 
-        frechet is in units where the real test split has 1; diversity and nearest are relative to real images too.
+        frechet, and pixels (the same of the 64 pixels, in which no classifier has a part), are in units where the real test
+        split has 1; diversity and nearest are relative to real images too.
         coverage is of the test split, real images that no generator has seen (its own coverage is therefore 1).
         """
         features, logits = self.classifier(images.float())
         return {
             "frechet": frechet_distance(features, self.real) / self.test_distance,
+            "pixels": frechet_distance(images.flatten(1), self.digits.train.flatten(1)) / self.test_pixels,
             "accuracy": (logits.argmax(1) == labels).double().mean().item(),
             **neighbour_metrics(self.real, features),
             "coverage": neighbour_metrics(self.unseen, features)["coverage"],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twinflow.weights import save
 
-from . import drawing
+from . import drawing, two_sample
 from .judge import Judge
 
 ACROSS = 5  # images of a digit side by side
@@ -21,12 +21,12 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
 
     Writes samples_<stage>_<n>nfe.safetensors, grid.png and prints the table; returns {"quality": rows}.
     """
-    judge, rows = Judge(), []
-    rows.append({"stage": "real test digits", "nfe": "", **judge.real_test()})
+    judge, rows, base = Judge(), [], made.get(COLUMNS[-1])
+    rows.append({"stage": "real test digits", "nfe": "", **judge.real_test(), **told_apart(judge.digits.test, base)})
     for (stage, nfe), images in made.items():
         save({"images": images, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
-        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels)})
-    (folder / "quality.md").write_text(drawing.table(rows) + "\n", "utf-8")
+        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels), **told_apart(images, base)})
+    (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
     print(drawing.table(rows))
     digits = labels.unique().tolist()
     across = min(ACROSS, int(labels.bincount()[digits].min()))
@@ -36,3 +36,8 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     drawing.grid(columns, folder / "grid.png")
     print(f"drew {folder / 'grid.png'}")
     return {"quality": rows}
+
+
+def told_apart(images: Tensor, base: Tensor | None) -> dict[str, float | str]:
+    """The two-sample test against the base's samples of many steps; nothing for these themselves."""
+    return {"c2st": "" if base is None or base is images else two_sample.auc(base, images)}
