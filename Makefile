@@ -1,4 +1,4 @@
-# make demo: train on handwritten digits and look at the picture.   make test: lint and all tests.
+# make demo: distil the emoji model that comes with the project, and look at the picture.   make test: lint and all tests.
 # Both set up .venv first (once; again only when the pinned versions change).
 
 PYTHON ?= python3.11
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
-.PHONY: setup demo demo-full test lint test-comfyui bench bench-comfyui clean
+.PHONY: setup demo tutorial test lint test-comfyui bench bench-comfyui clean
 
 setup: $(STAMP)
 
@@ -22,12 +22,14 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@echo "== training a base and a TwinFlow LoRA on handwritten digits (about 4 minutes on two cores)"
-	$(BIN)/python -m trainer.lora --model digits
-	@echo "== look at runs/digits-lora/grid.png"
+	@echo "== distilling the emoji base with TwinFlow (about 5 minutes on two cores)"
+	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 250 --evaluate 300
+	@echo "== look at runs/emoji-demo/grid.png"
 
-demo-full: $(STAMP)
-	$(BIN)/python -m trainer.full --model digits
+tutorial: $(STAMP)
+	@echo "== a base of handwritten digits, distilled by flow matching, RCGM and TwinFlow (about 6 minutes on two cores)"
+	$(BIN)/python -m trainer.tutorial
+	@echo "== look at runs/tutorial.png"
 
 lint: $(STAMP)
 	@echo "== ruff"

@@ -370,12 +370,12 @@ def digits():
     return Template(
         "Handwritten digits",
         (
-            "**Train first**, minutes on any CPU: **make demo**. Then copy from runs/digits-lora\n"
+            "**Train first**, minutes on any CPU: **python -m trainer.lora --model digits**. Then copy from runs/digits-lora\n"
             "- base.safetensors to models/diffusion_models\n"
             "- digits-lora.safetensors to models/loras\n"
             "- prompts.safetensors to models/prompts (make the folder)\n\n"
             "No text encoder and no VAE: prompts are cached, latents are pixels. The prompt is any digit.",
-            "**先训练**，任何 CPU 上几分钟：**make demo**。然后从 runs/digits-lora 复制\n"
+            "**先训练**，任何 CPU 上几分钟：**python -m trainer.lora --model digits**。然后从 runs/digits-lora 复制\n"
             "- base.safetensors 到 models/diffusion_models\n"
             "- digits-lora.safetensors 到 models/loras\n"
             "- prompts.safetensors 到 models/prompts（新建此文件夹）\n\n"
