@@ -180,6 +180,7 @@ class Provenance:
     backbone that it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
     signed_time: whether the time embedder was trained with the sign of the time (see SecondEmbedder.times).
     init: the file that training started from, by name and hash; "" where there was none.
+    license: of the weights, where their maker has said one.
     """
 
     time: str
@@ -190,6 +191,7 @@ class Provenance:
     config_hash: str = ""
     signed_time: bool = True
     init: str = ""
+    license: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         values = {
@@ -205,8 +207,8 @@ class Provenance:
             "modelspec.title": f"TwinFlow {self.base_model}",
             "modelspec.implementation": "twinflow",
         }
-        values |= {"twinflow.rank": str(self.rank)} if self.rank else {}
-        return values | ({"twinflow.init": self.init} if self.init else {})
+        some = {"twinflow.rank": str(self.rank or ""), "twinflow.init": self.init, "modelspec.license": self.license}
+        return values | {name: value for name, value in some.items() if value}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Provenance | None":
@@ -227,6 +229,7 @@ class Provenance:
                 config_hash=get("twinflow.config_hash", ""),
                 signed_time={"true": True, "false": False}[get("twinflow.signed_time", "true")],  # our first files lack it
                 init=get("twinflow.init", ""),
+                license=get("modelspec.license", ""),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"the file's twinflow metadata cannot be used: {error}") from None

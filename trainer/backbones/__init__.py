@@ -46,7 +46,8 @@ class Backbone(Protocol):
     sampling: recommended settings, best first.  pixels: sides of images are multiples of this.  factor: pixels that one
     latent is wide.  chunk: rows that may be sampled at once.  edits: whether prompts come with images.  unread: sections or
     names of settings that mean nothing to it.  text_parts: folders of a source with the text encoders.  size: of the
-    published model, for the plan.  shift: of its own pipeline's times, None where it has none.
+    published model, for the plan.  license: of weights that are trained from it, where we know it.  shift: of its own
+    pipeline's times, None where it has none.
     """
 
     core: known.Backbone
@@ -58,6 +59,7 @@ class Backbone(Protocol):
     chunk: int
     edits: bool
     unread: tuple[str, ...]
+    license: str
     text_parts: tuple[str, ...]
     size: Size
     shift: Shift | None

@@ -77,6 +77,7 @@ class DiffusersBackbone:
     chunk = 1
     edits = False
     unread: tuple[str, ...] = ("base", "evaluate")
+    license = ""
     sampling: tuple[Sampling, ...] = tuple(SAMPLING.values())
     transformer_class: ClassVar[str]
     pipeline_class: ClassVar[str]

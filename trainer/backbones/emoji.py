@@ -40,6 +40,7 @@ class Emoji(SmallQwenImage):
     core = known.BACKBONE
     pixels, factor = 32, known.FOLD
     chunk = 250
+    license = "CC-BY-4.0: trained on the graphics of Twemoji, copyright Twitter, Inc and other contributors"
     shipped = known.SHIPPED / "base.safetensors"
     unread: tuple[str, ...] = (
         "data", "prompts", "sample_most", "validation",
@@ -65,7 +66,7 @@ class Emoji(SmallQwenImage):
             steps=600, batch=64, accumulation=1, warmup=20, betas=(0.9, 0.95), ema=0.0, weights_ema=0.995,
             checkpointing=False, order=2, dt=0.1, rectify=2.0, loss="l2",
             roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1, fake=1),
-            target="guide", guide="base", guidance=1.0, guidance_range=(0.0, 1.01),
+            target="guide", guide="base", guidance=1.0,
             **(dict(rank=16, targets="all", lr=2e-3) if mode == "lora" else dict(lr=1e-3)),
         )  # fmt: skip
 

@@ -47,7 +47,7 @@ ABOUT = {  # in the metadata of a base's files
     "modelspec.architecture": "emoji",
     "modelspec.title": "TwinFlow emoji, base",
     "modelspec.implementation": "twinflow",
-    "modelspec.license": "CC-BY-4.0: trained on the graphics of Twemoji, copyright Twitter, Inc and other contributors",
+    "modelspec.license": Emoji.license,
     "twinflow.base_model": "emoji",
 }
 SHOWN = (

@@ -128,7 +128,10 @@ class Trainee:
     def provenance(self, step: int) -> Provenance:
         settings, core = self.settings, self.backbone.core
         rank = settings.adapter.rank if settings.mode == "lora" else None
-        return Provenance(self.time, core.name, rank, self.backbone.sampling, step, settings.hash(), init=self.init)
+        return Provenance(
+            self.time, core.name, rank, self.backbone.sampling, step, settings.hash(), init=self.init,
+            license=self.backbone.license,
+        )  # fmt: skip
 
 
 def second_of(backbone: Backbone, model: nn.Module) -> nn.Module:
