@@ -92,7 +92,7 @@ class Previews:
         self.said: set[str] = set()
         wanted = settings.logging.sample_base
         self.base_sampling = replace(SAMPLING[30], steps=wanted) if wanted else None
-        self.base: dict[int, Tensor | None] = {}  # by row: the base's pictures as the grid shows them; None elsewhere than here
+        self.base: dict[int, Tensor] = {}  # by row, in the main process: the base's pictures as the grid shows them
         self.given_up = False
 
     def draw(self, step: int, network: Velocity, base: Velocity | None, *, together: bool) -> None:
@@ -134,9 +134,8 @@ class Previews:
         """What is missing of the base's column, as far as there is time."""
         if self.base_sampling is None or self.given_up:
             return {}
-        self.find_base(together)
         made: dict[Cell, Tensor] = {}
-        missing = [i for i in range(len(self.rows)) if i not in self.base]
+        missing = self.missing(together)
         if missing and base is None:
             self.given_up = True
             self.say(
@@ -188,22 +187,29 @@ class Previews:
             return self.folder / "base" / f"{stem}.png"
         return self.folder / f"step-{step:06d}" / f"{stem}-{steps}-nfe.png"
 
-    def find_base(self, together: bool) -> None:
-        """Read what an earlier call of the same run has drawn."""
-        if self.base or "found" in self.said:
+    def missing(self, together: bool) -> list[int]:
+        """The rows whose base is not drawn yet; what the main process says, where all draw together."""
+        main = self.log.accelerator.is_main_process
+        if main:
+            self.find_base()
+        rows = [i for i in range(len(self.rows)) if main and i not in self.base]
+        if not together:
+            return rows
+        said = torch.tensor([float(i in rows) for i in range(len(self.rows))], device=self.log.accelerator.device)
+        summed = self.log.accelerator.reduce(said)
+        assert isinstance(summed, Tensor)
+        return summed.nonzero().flatten().tolist()
+
+    def find_base(self) -> None:
+        """Read what an earlier call of the same run has drawn, once."""
+        if "found" in self.said:
             return
         self.said.add("found")
-        if self.log.accelerator.is_main_process:
-            for i, row in enumerate(self.rows):
-                found = pictures.read(self.file(i, 0, 0))
-                if found and found[1] == self.facts(row, 0) | {"version": found[1].get("version")}:
-                    strip = found[0].unflatten(2, (row.across, -1)).permute(2, 0, 1, 3)
-                    self.base[i] = smaller(strip, len(self.rows))
-        if together:
-            there = torch.tensor([float(i in self.base) for i in range(len(self.rows))], device=self.log.accelerator.device)
-            seen = self.log.accelerator.reduce(there)
-            assert isinstance(seen, Tensor)
-            self.base |= {i: None for i in seen.nonzero().flatten().tolist() if i not in self.base}
+        for i, row in enumerate(self.rows):
+            found = pictures.read(self.file(i, 0, 0))
+            if found and found[1] == self.facts(row, 0) | {"version": found[1].get("version")}:
+                strip = found[0].unflatten(2, (row.across, -1)).permute(2, 0, 1, 3)
+                self.base[i] = smaller(strip, len(self.rows))
 
     def write(self, step: int, latents: dict[Cell, Tensor]) -> None:
         """Pictures one by one, then the grid, on disk and in the trackers."""
@@ -219,9 +225,7 @@ class Previews:
                 pictures.write(strip, path, self.facts(row, cell.steps, step))
             if cell.steps == 0:
                 self.base[cell.row] = shown[cell]
-        for i, image in self.base.items():
-            if image is not None:
-                shown[Cell(i, 0)] = image
+        shown |= {Cell(i, 0): image for i, image in self.base.items()}
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{step:06d}.png"
         columns = sorted({cell.steps for cell in shown})
