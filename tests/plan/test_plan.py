@@ -200,7 +200,7 @@ def test_a_setup_is_cheaper_for_each_thing_that_saves():
 def test_advice_fits_and_is_needed():
     """Every advice makes the plan fit; where there is none the setup fits, or nothing does."""
     tiny = TINY["z-image"]
-    wanted = settings(batch=64, accumulation=1, checkpointing=False, resolution=1024, targets="all")
+    wanted = settings(batch=256, accumulation=1, checkpointing=False, resolution=1024, targets="all")
     total = memory.plan(tiny, wanted).total / GIB
     assert table.advice(tiny, wanted, total + 0.01) == ""
     assert table.advice(tiny, wanted, 1) is None

@@ -31,7 +31,8 @@ def auc(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
         torch.manual_seed(seed)
         n = min(len(a), len(b))
         k = int(n * TRAINED)
-        a, b = a[torch.randperm(len(a))[:n]] * 2 - 1, b[torch.randperm(len(b))[:n]] * 2 - 1
+        order = torch.randperm(n)  # one for both: pairs from one noise, half of which were trained on, would be told by heart
+        a, b = a[order] * 2 - 1, b[order] * 2 - 1
         x, y = torch.cat([a[:k], b[:k]]), torch.arange(2.0).repeat_interleave(k)
         model = network(*a.shape[1:3])
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-3)
