@@ -46,7 +46,8 @@ def test_ctrl_c_at_any_time_is_one_line(tmp_path, seconds):
         time.sleep(seconds)
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=250)
-    assert run.returncode == 130, errors[-500:]
+    # where C code was interrupted as it ran Python, Python ends itself by the signal: a shell sees 130 either way
+    assert run.returncode in (130, -signal.SIGINT), errors[-500:]
     assert "Traceback" not in errors and "run the same command again" in errors
 
 
