@@ -35,6 +35,11 @@ BY_MODE: dict[str, dict[str, Any]] = {
 }
 INIT = "init_file"  # in config.json beside the settings: what --init named
 SOURCES = {("data", "data"), ("logging", "validation")}  # options that hold paths
+WITHOUT_EFFECT = {"cache", "encode_batch", "upscale_limit", "encoders_device"}  # of the data, on the weights
+YOUNGER = {  # than the first runs, whose hashes stay
+    "captions", "dataset", "trigger", "shuffle_tags", "keep_tags", "encoders_dtype", "vae_dtype", "vae_tiling", "init",
+    "epochs", "time_shift",
+}  # fmt: skip
 READ_BY_BASE = {  # beside the section "base", of which path is for the others
     "model", "mode", "out", "name", "seed", "threads", "save_dtype",
     "log_every", "sample_every", "validate_every", "save_every", "keep", "keep_weights", "tracker", "evaluate",
@@ -400,14 +405,11 @@ class Settings(Section):
         base = base or self.mode == "base"
         sections = ("base",) if base else ("data", "base", "training", "adapter", "guidance", "objective")
         names = {"model", "seed"} | (set() if base else {"mode", "dtype", "quantize"})
-        names |= {name for name, o in OPTIONS.items() if o.section in sections} - {"cache", "encode_batch", "upscale_limit"}
-        younger = {"captions", "dataset", "trigger", "shuffle_tags", "keep_tags"}  # than the first runs
-        younger |= {"encoders_dtype", "vae_dtype", "vae_tiling"}
-        names -= {name for name in younger if getattr(self.data, name) == OPTIONS[name].default} | {"encoders_device"}
-        names -= {"init"} if self.training.init is None else set()
-        names -= {name for name in ("epochs", "time_shift") if getattr(self.training, name) == OPTIONS[name].default}
+        names |= {name for name, o in OPTIONS.items() if o.section in sections} - WITHOUT_EFFECT
         older = {new: old for old, new in RENAMED.items()}  # so that a renamed option changes no hash
-        values = {older.get(name, name): value for name, value in self.flat().items() if name in names}
+        values = self.flat()
+        names -= {name for name in YOUNGER if values[name] == OPTIONS[name].default}  # and a new one only where it is used
+        values = {older.get(name, name): value for name, value in values.items() if name in names}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -28,10 +28,11 @@ from ..training.log import Log
 from ..weights import origin
 from ..weights.inference import Guided, generate, load_trained, noise
 from ..weights.trainee import Plain
-from . import drawing, two_sample
+from . import drawing
 from .emoji_judge import Judge
 from .pretraining import Base, Plan
 from .previews import Shown
+from .two_sample import told_apart
 
 MULTI = replace(SAMPLING[30], steps=32)
 BASE_SAMPLING = Sampling(1, "multi", 0.0, end_gap=0.0), MULTI
@@ -192,11 +193,10 @@ class EmojiRun:
     ) -> dict[str, Any]:
         """Samples on disk by stage and NFE, and the table of their quality; against: those that others are told from."""
         judge, rows = Judge(), []
-        for key, images in made.items():
-            stage, nfe = key
+        for (stage, nfe), images in made.items():
             path = folder / f"samples_{stage}_{nfe}nfe.safetensors".replace(" ", "_")
             save({"images": images}, path, {"prompts": json.dumps(texts)})
-            told = "" if key == against else two_sample.auc(made[against], images)
+            told = told_apart(images, made[against])
             rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, texts), "c2st": told})
         (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
         print(drawing.table(rows))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from twinflow.weights import save
 
-from . import drawing, two_sample
+from . import drawing
 from .judge import Judge
+from .two_sample import told_apart
 
 ACROSS = 5  # images of a digit side by side
 COLUMNS = (("base", 1), ("distilled", 1), ("distilled", 2), ("distilled", 4), ("base", 32))
@@ -22,10 +23,10 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     Writes samples_<stage>_<n>nfe.safetensors, grid.png and prints the table; returns {"quality": rows}.
     """
     judge, rows, base = Judge(), [], made.get(COLUMNS[-1])
-    rows.append({"stage": "real test digits", "nfe": "", **judge.real_test(), **told_apart(judge.digits.test, base)})
+    rows.append({"stage": "real test digits", "nfe": "", **judge.real_test(), "c2st": told_apart(judge.digits.test, base)})
     for (stage, nfe), images in made.items():
         save({"images": images, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
-        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels), **told_apart(images, base)})
+        rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels), "c2st": told_apart(images, base)})
     (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
     print(drawing.table(rows))
     digits = labels.unique().tolist()
@@ -36,8 +37,3 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     drawing.grid(columns, folder / "grid.png")
     print(f"drew {folder / 'grid.png'}")
     return {"quality": rows}
-
-
-def told_apart(images: Tensor, base: Tensor | None) -> dict[str, float | str]:
-    """The two-sample test against the base's samples of many steps; nothing for these themselves."""
-    return {"c2st": "" if base is None or base is images else two_sample.auc(base, images)}

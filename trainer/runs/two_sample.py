@@ -24,6 +24,11 @@ def network(channels: int, side: int) -> nn.Sequential:
     )
 
 
+def told_apart(images: Tensor, base: Tensor | None) -> float | str:
+    """For a table: auc() against the base's samples; "" for these themselves, and where there are none."""
+    return "" if base is None or base is images else auc(base, images)
+
+
 def auc(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
     """How well images a (N, C, H, H) in [0, 1] are told from b (M, C, H, H): the area under the ROC curve on the 30 % that
     was not trained on; .5 is not at all, 1 is always.  Grows with the number of images.  The global random state is kept."""
