@@ -21,12 +21,12 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(OLD_DIFFUSERS) diffusers==0.36.0
 	@touch $@
 
-# threads that wait without spinning: as fast on an idle machine, and not brought to a stop on a busy one
+# threads that wait without spinning, which brings a busy machine to a stop
 demo tutorial: export OMP_WAIT_POLICY = PASSIVE
 
 demo: $(STAMP)
 	@echo "== distilling the emoji base with TwinFlow (about 5 minutes on two cores)"
-	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 250 --evaluate 300
+	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 180 --evaluate 200
 	@echo "== look at runs/emoji-demo/grid.png"
 
 tutorial: $(STAMP)
