@@ -26,7 +26,7 @@ demo tutorial: export OMP_WAIT_POLICY = PASSIVE
 
 demo: $(STAMP)
 	@echo "== distilling the emoji base with TwinFlow (about 5 minutes on two cores)"
-	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 180 --evaluate 200
+	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 180 --evaluate 100
 	@echo "== look at runs/emoji-demo/grid.png"
 
 tutorial: $(STAMP)

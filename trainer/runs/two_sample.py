@@ -41,7 +41,7 @@ def auc(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
         x, y = torch.cat([a[:k], b[:k]]), torch.arange(2.0).repeat_interleave(k)
         model = network(*a.shape[1:3])
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-3)
-        for _ in range(min(STEPS, 4 * n)):  # of few images there is no more to learn
+        for _ in range(min(STEPS, 2 * n)):  # of few images there is no more to learn
             rows = torch.randint(len(x), (BATCH,))
             loss = nn.functional.binary_cross_entropy_with_logits(model(x[rows])[:, 0], y[rows])
             optimiser.zero_grad()
