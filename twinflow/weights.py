@@ -5,7 +5,6 @@ The metadata of our files name their time conditioning and how to sample with th
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from . import __version__
@@ -76,18 +74,10 @@ def load(path: str | os.PathLike, names: Iterable[str] | None = None, *, device:
 def save(tensors: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors (made contiguous, in their dtype, on the CPU) and metadata, atomically; the folder must exist.
 
-    Raises OSError where the disk is full or otherwise unwilling.
+    The same content gives the same bytes (the library's own writer puts metadata in any order).  Raises OSError where the
+    disk is full or otherwise unwilling.
     """
-    ready = {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-
-    def write(temporary: str) -> None:
-        try:
-            save_file(ready, temporary, {"format": "pt", **(metadata or {})})
-        except SafetensorError as error:  # the library's own name for it
-            number = re.search(r"os error (\d+)", str(error))
-            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from None
-
-    write_atomically(path, write)
+    save_streamed(tensors, (tensors[name] for name in file_order(tensors)), path, metadata)
 
 
 # as the safetensors library sorts them, widest first, so that all are aligned
@@ -114,7 +104,7 @@ def save_streamed(
     path: str | os.PathLike,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """The file that save() writes, one tensor in memory at a time.
+    """What save() does, one tensor in memory at a time.
 
     outlines: shapes and dtypes by name, on any device, meta too.  tensors: their values in file_order.
     """

@@ -1,0 +1,194 @@
+"""What the twin is worth on emoji, at equal cost: runs of the real trainer from the shipped base, judged alike.
+
+    python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks, one after the other
+    python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
+
+Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
+as 180 steps of the recipe take, which is make demo.  They are counted with the run's own objective on a network without cost.
+The runs lie in --folder; a line of the table is written when a run was judged, and is never measured again.
+"""
+
+import argparse
+import csv
+import fnmatch
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from emoji_judges import Judges  # noqa: E402
+
+from trainer.backbones import backbone  # noqa: E402
+from trainer.backbones.emoji import Emoji, to_images  # noqa: E402
+from trainer.config import Settings, resolve  # noqa: E402
+from trainer.runs.emoji import BASE_SAMPLING, MULTI, EmojiRun  # noqa: E402
+from trainer.runs.emoji_judge import Judge  # noqa: E402
+from trainer.runs.two_sample import told_apart  # noqa: E402
+from trainer.weights.inference import generate, load_trained  # noqa: E402
+from trainer.weights.trainee import Plain  # noqa: E402
+from twinflow import objective  # noqa: E402
+from twinflow.backbones.emoji import SHIPPED  # noqa: E402
+from twinflow.draws import draw  # noqa: E402
+from twinflow.objective import Batch, Networks  # noqa: E402
+from twinflow.roles import share_out  # noqa: E402
+from twinflow.weights import load, save  # noqa: E402
+from twinflow.words import load_words  # noqa: E402
+
+CSV = HERE.parent / "docs" / "twin.csv"
+STEPS = 180  # of the recipe
+RCGM = "--rectify 0 --roles one_step=1,multi_step=0.5,any_step=1,few_step=1"
+ROLES = "--roles one_step=1,multi_step=0.5,any_step=1,few_step=1,fake={}"
+FULL, TWO, FOLD = "full", "lora", "lora --time fold"
+RUNS = {  # name: how much of the time, mode and options
+    **{f"{o}, {t}, {m}": (1, f"{mode} {options} --target {t}")
+       for m, mode in {"full": FULL, "LoRA two": TWO, "LoRA fold": FOLD}.items()
+       for t in ("guide", "data")
+       for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
+    **{f"rectify {x}": (1, f"{FULL} --rectify {x}") for x in (0.25, 0.5, 1, 4)},
+    **{f"fake {x}": (1, f"{FULL} {ROLES.format(x)}") for x in (0.5, 2)},
+    **{f"dt {x}": (1, f"{FULL} --dt {x}") for x in (0.02, 0.05, 0.2)},
+    "order 1": (1, f"{FULL} --order 1"),
+    **{f"teacher EMA {x}": (1, f"{FULL} --ema {x}") for x in (0.9, 0.99)},
+    "guidance 1.5": (1, f"{FULL} --guidance 1.5"),
+    "RCGM, guidance 1.5": (1, f"{FULL} --guidance 1.5 {RCGM}"),
+    "without few_step": (1, f"{FULL} --roles one_step=1,multi_step=0.5,any_step=1,fake=1"),
+    "the twin alone": (1, f"{FULL} --roles one_step=1,fake=1"),
+    **{f"{o}, time x {x}": (x, f"{FULL} {options}") for x in (3, 10) for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
+}  # fmt: skip
+
+
+def settings_of(options: str, **own) -> Settings:
+    """As trainer.lora and trainer.full resolve them."""
+    mode, *words = options.split()
+    named = {word[2:].replace("-", "_"): value for word, value in zip(words[::2], words[1::2], strict=True)}
+    return resolve(mode, dict(model="emoji") | named | own, notify=lambda line: None)
+
+
+def cost(settings: Settings, draws: int = 100) -> float:
+    """Forward equivalents of a step."""
+    spent, scale = 0, torch.ones(1, requires_grad=True)
+
+    def velocity(x, t, r, cond):
+        nonlocal spent
+        spent += len(x) * (3 if torch.is_grad_enabled() else 1)
+        return x * scale
+
+    own, batch = settings.objective, settings.training.batch
+    roles, generator = share_out(batch, own.roles), torch.Generator().manual_seed(0)
+    cond = (torch.zeros(batch, 1),)
+    for _ in range(draws):
+        x = torch.randn(batch, 1, 1, 1, generator=generator)
+        networks = Networks(velocity, velocity, velocity if settings.guidance.guide == "base" else None)
+        objective.loss(networks, Batch(x, cond, cond), own, roles, draw(x, own, generator))
+    return spent / draws
+
+
+class Bench:
+    def __init__(self, folder: Path, samples: int):
+        self.folder, self.samples = folder, samples
+        folder.mkdir(parents=True, exist_ok=True)
+        own = backbone("emoji")
+        assert isinstance(own, Emoji)
+        self.own, self.emoji = own, EmojiRun(own)
+        self.judges, self.judge = Judges(folder), Judge()
+        self.budget = STEPS * cost(settings_of(FULL))
+        asked = settings_of(FULL, evaluate=samples)
+        self.texts, self.start, self.cond = self.emoji.asked(asked, load_words(SHIPPED / "words.safetensors"))
+        kept = folder / f"base-{samples}.safetensors"
+        if not kept.exists():
+            save({"images": self.drawn(Plain(own, own.load()), MULTI)}, kept)
+        self.base = load(kept)["images"]
+
+    def drawn(self, network, sampling):
+        return to_images(generate(network, self.start, self.cond, sampling, chunk=self.own.chunk))
+
+    def row(self, images, *, told: bool = True) -> dict[str, float]:
+        row = self.judges.metrics(images) | self.judge.metrics(images, self.texts)
+        return row | {"c2st": told_apart(images, self.base) if told else ""}
+
+    def run(self, name: str, seed: int) -> list[dict]:
+        times, options = RUNS[name]
+        called = f"{name} {seed}".replace(" ", "-").replace(",", "")
+        settings = settings_of(options, seed=seed)
+        steps = round(times * self.budget / cost(settings))
+        mode, *words = options.split()
+        command = [
+            sys.executable, "-m", f"trainer.{mode}", "--model", "emoji", "--name", called, "--out", str(self.folder), *words,
+            "--seed", str(seed), "--steps", str(steps), "--threads", "1", "--evaluate", "0", "--sample-every", "0",
+        ]  # fmt: skip
+        begun = time.process_time()
+        subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
+        path = self.folder / called / f"{called}.safetensors"
+        network = load_trained(self.own, self.own.load(), path)
+        about = {"run": name, "seed": seed, "steps": steps}
+        rows = []
+        for sampling in self.own.sampling:
+            images = self.drawn(network, sampling)
+            save({"images": images}, self.folder / called / f"samples_{sampling.steps}nfe.safetensors")
+            rows.append(about | {"nfe": sampling.steps, **self.row(images, told=sampling.steps < 8)})
+        print(f"{name}, seed {seed}: {steps} steps; judged in {time.process_time() - begun:.0f} CPU s", flush=True)
+        return rows
+
+
+def known() -> list[dict]:
+    return list(csv.DictReader(CSV.open(encoding="utf-8"))) if CSV.exists() else []
+
+
+def add(rows: list[dict]) -> None:
+    new = not CSV.exists()
+    with CSV.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def table(pattern: str) -> None:
+    rows = known()
+    shown = ("efficientnet", "categories", "frechet", "nearest", "recall", "sharpness", "c2st", "asked")
+    base = next(row for row in rows if (row["run"], row["nfe"]) == ("base", "32"))
+    print("| run | seeds | NFE | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 3) + "|")
+    for name in dict.fromkeys(row["run"] for row in rows if fnmatch.fnmatch(row["run"], pattern)):
+        for nfe in dict.fromkeys(row["nfe"] for row in rows if row["run"] == name):
+            own = [row for row in rows if (row["run"], row["nfe"]) == (name, nfe)]
+            cells = []
+            for key in shown:
+                values = [float(row[key]) for row in own if row[key]]
+                over = float(base[key]) if key not in ("c2st", "asked") else 1.0
+                cells.append(f"{statistics.mean(values) / over:.3f}" if values else "")
+            print(f"| {name} | {len(own)} | {nfe} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="names of runs, as file names are matched [*]")
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="judged of each kind [1000]")
+    parser.add_argument("--folder", type=Path, default=Path("runs/twin"), metavar="PATH", help="of the runs [runs/twin]")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.what == "table":
+        return table(given.only)
+    bench = Bench(given.folder.resolve(), given.samples)
+    print(json.dumps({"named by the classifier, of held-out pictures": bench.judges.named, "budget": bench.budget}), flush=True)
+    done = {(row["run"], row["seed"]) for row in known()}
+    if ("base", "0") not in done:
+        about = {"run": "base", "seed": 0, "steps": 0}
+        single = bench.drawn(Plain(bench.own, bench.own.load()), BASE_SAMPLING[0])
+        add([about | {"nfe": 1, **bench.row(single)}, about | {"nfe": 32, **bench.row(bench.base, told=False)}])
+    for seed in given.seeds.split(","):
+        for name in RUNS:
+            if fnmatch.fnmatch(name, given.only) and (name, seed) not in done:
+                add(bench.run(name, int(seed)))
+
+
+if __name__ == "__main__":
+    main()
