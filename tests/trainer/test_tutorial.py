@@ -6,7 +6,7 @@ from trainer.tutorial import OBJECTIVES, main
 
 
 def test_three_runs_of_one_base_and_a_picture(tmp_path, capsys):
-    tiny = ["--out", str(tmp_path), "--steps", "3", "--base-steps", "4", "--evaluate", "80"]
+    tiny = ["--out", str(tmp_path), "--steps", "3", "--base-steps", "4", "--evaluate", "20"]
     assert main(tiny) == 0
     said = capsys.readouterr().out
     assert "3 of 3: TwinFlow" in said
