@@ -38,13 +38,12 @@ class Model:
 class TwoTimes(nn.Module):
     """Before a stock network among a class's bases: with the backbone's second time embedder, which takes the pair (t, r).
 
-    kind: of the module that takes the pair.  signed_time: of the released weights (see SecondEmbedder.times); the Model Loader
-    sets it for a file that names its own.
+    kind: of the module that takes the pair.  Whether times are signed is the record's, until the Model Loader finds a file that
+    names its own.
     """
 
     backbone: ClassVar[Backbone]
     kind: ClassVar[type[TwoTimeEmbedder]] = TwoTimeEmbedder
-    signed_time: ClassVar[bool] = True
     has_second_embedder: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs):
@@ -56,7 +55,7 @@ class TwoTimes(nn.Module):
         super().__init__(*args, **kwargs)
         entry = replace(self.backbone.native_time, kind=self.kind, init="copy")  # the weights come from a file
         entry.install(self)
-        entry.of(self).signed = self.signed_time
+        entry.of(self).signed = self.backbone.signed_time
 
     def beside(self, arguments: Mapping[str, Any]) -> Any:
         """What the second time embedder gets besides the time, from the arguments of the forward."""

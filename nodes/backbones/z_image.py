@@ -26,7 +26,6 @@ class SmallZImage(lumina.NextDiT):
 
 class ZImage(TwoTimes, SmallZImage):
     backbone = BACKBONE
-    signed_time = False
 
 
 def settings(widths: dict, shapes) -> dict:

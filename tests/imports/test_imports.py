@@ -22,9 +22,9 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
 }
 ROOMS = (
     "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
-    "generate", "cli",
+    "tools", "generate", "cli",
 )  # fmt: skip
-COMMANDS = ("lora", "full", "base", "tutorial")  # on top of all rooms
+COMMANDS = ("lora", "full", "base", "tutorial", "merge")  # on top of all rooms
 
 
 def modules(package):

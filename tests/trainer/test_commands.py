@@ -5,17 +5,19 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from trainer import cli, generate, hints, shell
+from trainer import cli, hints, shell
 from trainer.config import Settings, resolve
 from trainer.runs import summary
 
 from .conftest import ROOT, TINY
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "README_zh.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))]
+WITHOUT_SETTINGS = ("generate", "merge")  # commands that train nothing
 SETTINGS = [
     ("lora", dict(model="qwen-image", data='it\'s a "folder"; $HOME `x`', caption="-1 degree", name="run of mine")),
     ("lora", dict(model="qwen-image", times="logit-normal", time_normal=[-0.8, 1.0], lr=1.23456789e-4, checkpointing=False)),
@@ -39,12 +41,14 @@ def words(text: str) -> list[list[str]]:
 
 
 def understood(command: list[str]) -> Settings | None:
-    """The settings that a command of the trainer asks for; of trainer.generate, none.  Raises what it would say."""
+    """The settings that a command of the trainer asks for; of one that trains nothing, none.  Raises what it would say."""
     at = next(i for i, word in enumerate(command) if word.startswith("trainer."))
     assert command[at - 1] == "-m", command
     mode, rest = command[at].removeprefix("trainer."), command[at + 1 :]
-    if mode == "generate":
-        generate.parser().parse_args(rest)
+    if mode in WITHOUT_SETTINGS:
+        if {"-h", "--help"} & set(rest):
+            return None
+        import_module(f"trainer.{mode}").parser().parse_args(rest)
         return None
     given = cli.parse(mode, rest)
     if given is None:  # --help
@@ -99,12 +103,15 @@ def test_a_summary_is_pasted_into_a_shell(tmp_path):
     assert drawn.returncode == 0 and (tmp_path / "a b" / "grid.png").exists(), drawn.stderr
 
 
-@pytest.mark.parametrize("module", ["lora", "full", "base", "generate"])
+@pytest.mark.parametrize("module", ["lora", "full", "base", *WITHOUT_SETTINGS])
 def test_help(module, capsys):
-    with pytest.raises(SystemExit) if module == "generate" else pytest.MonkeyPatch.context():
-        generate.parser().parse_args(["--help"]) if module == "generate" else cli.parse(module, ["--help"])
-    found = re.findall(
-        r"python -m trainer\.\w+ --?[^\n]*|python -m trainer\.generate runs[^\n]*", " ".join(capsys.readouterr().out.split())
+    own = import_module(f"trainer.{module}")
+    with pytest.raises(SystemExit) if module in WITHOUT_SETTINGS else pytest.MonkeyPatch.context():
+        own.parser().parse_args(["--help"]) if module in WITHOUT_SETTINGS else cli.parse(module, ["--help"])
+    text = capsys.readouterr().out
+    found = re.findall(r"^  (python -m trainer\.\w+ .*)", text, re.M)
+    found = found or re.findall(
+        r"python -m trainer\.\w+ --?[^\n]*|python -m trainer\.generate runs[^\n]*", " ".join(text.split())
     )
     assert found
     for command in found:

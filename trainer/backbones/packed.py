@@ -56,15 +56,18 @@ def is_weights(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS
 
 
-def open_weights(path: Path) -> WeightsFile:
-    """Raises TrainerError, or WeightsError, with one line for a file that cannot be used."""
+def open_weights(path: Path, *, streamed: bool = False) -> WeightsFile:
+    """streamed: nothing that was read stays mapped, so memory does not grow with it; slower for many small tensors.
+
+    Raises TrainerError, or WeightsError, with one line for a file that cannot be used.
+    """
     if not is_weights(path):
         raise TrainerError(f"{path}: is a {path.suffix or 'nameless'} file; expected .safetensors or .gguf")
-    return open_gguf(path) if path.suffix.lower() == ".gguf" else open_safetensors(path)
+    return open_gguf(path, streamed) if path.suffix.lower() == ".gguf" else open_safetensors(path, streamed)
 
 
-def open_safetensors(path: Path) -> WeightsFile:
-    header, file = read_header(path), opened(path)
+def open_safetensors(path: Path, streamed: bool = False) -> WeightsFile:
+    header, file = read_header(path), Streamed(path) if streamed else opened(path)
     entries, names = {}, {}
     for name, entry in header.tensors.items():
         key = bare(name) if bare(name) not in names else name
@@ -84,6 +87,17 @@ def open_safetensors(path: Path) -> WeightsFile:
 
     own = {names[key]: entries[key] for key in entries if key in weights}
     return WeightsFile(path, own, frozenset(packed), read)
+
+
+class Streamed:
+    """Opens the file for each tensor, whose pages go when it does."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def get_tensor(self, name: str) -> Tensor:
+        with opened(self.path) as file:
+            return file.get_tensor(name)
 
 
 def opened(path: Path) -> Any:
@@ -107,7 +121,7 @@ def check_layers(path: Path, entries: Entries, weights: set[str], layers: dict[s
             )
 
 
-def open_gguf(path: Path) -> WeightsFile:
+def open_gguf(path: Path, streamed: bool = False) -> WeightsFile:
     if not find_spec("gguf"):
         raise TrainerError(
             f"{path}: is GGUF, and the gguf package is not installed; pip install gguf, or take a .safetensors file"
@@ -141,6 +155,8 @@ def open_gguf(path: Path) -> WeightsFile:
     def read(name: str, dtype: torch.dtype | None) -> Tensor:
         tensor, shape = tensors[name], entries[name][1]
         data = np.asarray(tensor.data)
+        if streamed:
+            data = np.fromfile(path, data.dtype, data.size, offset=int(tensor.data_offset)).reshape(data.shape)
         if tensor.tensor_type in stored:
             found = torch.from_numpy(data.copy()).view(stored[tensor.tensor_type]).reshape(shape)
             return found if dtype is None else found.to(dtype)

@@ -38,12 +38,12 @@ class Adapter:
         return {f"{name}.lora_{half}.weight": t for name, half, t in halves} | self.second
 
 
-def read_adapter(path: Path, backbone: Backbone, model: nn.Module) -> Adapter:
-    """The file's LoRA and second time embedder.  model: a plain one, maybe without weights.
+def read_adapter(path: Path, backbone: Backbone, model: nn.Module, option: str = "--init ") -> Adapter:
+    """The file's LoRA and second time embedder.  model: maybe without weights.  option: before the path in messages.
 
     Raises WeightsError for what does not fit the model, and for anything that is not a plain LoRA.
     """
-    refuse = lambda what: WeightsError(f"--init {path}: {what}")
+    refuse = lambda what: WeightsError(f"{option}{path}: {what}")
     tensors, metadata = load(path), read_header(path).metadata
     if wrong := [name for name, t in tensors.items() if not t.is_floating_point() or not t.float().isfinite().all()]:
         raise refuse(f"{wrong[0]!r} ({len(wrong)} such) holds {tensors[wrong[0]].dtype}, or numbers that are not finite")

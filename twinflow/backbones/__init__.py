@@ -29,6 +29,7 @@ class Backbone:
     native_scale: what ComfyUI multiplies sigma with before its class gets it.
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
     others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
+    signed_time: of the released weights, whose files name nothing (see Provenance).  gguf: what ComfyUI-GGUF calls the model.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Backbone:
     variant: bool = False
     note: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    signed_time: bool = True
+    gguf: str = ""
 
 
 @cache

@@ -28,5 +28,6 @@ BACKBONE = Backbone(
     time=TIME,
     native_time=TIME,
     second=keys("time_text_embed_2.timestep_embedder", ("linear_1", "linear_2")),
+    gguf="qwen_image",
     others={"time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered"},
 )

@@ -80,4 +80,5 @@ BACKBONE = Backbone(
     native_time=SecondEmbedder("t_embedder", "t_embedder_2", scale=1000.0, init="normal"),
     second=keys("t_embedder_2.mlp", "02") + keys("y_embedder_2.mlp", "02"),
     native_scale=1000.0,
+    gguf="sd3",
 )

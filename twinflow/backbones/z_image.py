@@ -48,4 +48,6 @@ BACKBONE = Backbone(
     native_time=replace(TIME, rows="last"),  # ComfyUI puts the reference images' rows first
     second=keys("t_embedder_2.mlp", "02"),
     note="ComfyUI 0.3.74 and later",
+    signed_time=False,
+    gguf="lumina2",
 )
