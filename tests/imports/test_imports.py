@@ -24,7 +24,7 @@ ROOMS = (
     "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
     "tools", "generate", "cli",
 )  # fmt: skip
-COMMANDS = ("lora", "full", "base", "tutorial", "merge")  # on top of all rooms
+COMMANDS = ("lora", "full", "base", "tutorial", "extract", "merge")  # on top of all rooms
 
 
 def modules(package):
