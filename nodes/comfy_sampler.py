@@ -3,8 +3,6 @@
 sigma is the time t; model(x, sigma) answers with the data, so v = (x - data) / t.
 """
 
-import hashlib
-
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..twinflow import path
+from ..twinflow.fresh_noise import FreshNoise, row_seeds
 from ..twinflow.sampler import sample
 from .inputs import check_flow, check_latent, check_times
 from .setups import check_conditioning, check_scale, check_style
@@ -64,29 +63,3 @@ def with_target(model_options: dict, time: TimeConditioning, r: Tensor) -> dict:
     """The model's options with the target time of this step; the originals stay as they are."""
     transformer_options = {**model_options.get("transformer_options", {}), KEY: time.with_target(r)}
     return {**model_options, "transformer_options": transformer_options}
-
-
-def row_seeds(seed: int, start: Tensor) -> list[str]:
-    """What fresh noise hangs on: the seed and what each row started from, which it keeps when it is taken out of its batch.
-
-    start: the noise, or the latents where none is added.  ComfyUI makes the noise on the CPU, from a row's `batch_index`, and
-    tells samplers nothing else of it.  Equal rows are told apart by their order.
-    """
-    rows = [hashlib.blake2b(row.float().contiguous().numpy().tobytes(), digest_size=8).hexdigest() for row in start]
-    return [f"{seed} {row} {rows[:i].count(row)}" for i, row in enumerate(rows)]
-
-
-class FreshNoise:
-    """Noise that depends on the rows' seeds and the draw only: not on the device, nor on the neighbours."""
-
-    def __init__(self, seeds: list[str]):
-        self.seeds, self.draw = seeds, 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = [torch.randn(x.shape[1:], generator=self.generator(seed)) for seed in self.seeds]
-        self.draw += 1
-        return torch.stack(rows).to(x.device, non_blocking=True)
-
-    def generator(self, seed: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{seed} {self.draw}".encode(), digest_size=8).digest()
-        return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)

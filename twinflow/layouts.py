@@ -107,6 +107,12 @@ class Layout:
                 out[f"{name}.{end}"] = exchanged(part) if place.swapped else part
         return out
 
+    def from_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of any file under diffusers' names: prefixes off, other parts of a whole checkpoint left out."""
+        inside = PREFIXES[0]
+        whole = any(name.startswith(inside) for name in tensors)
+        return self.to_diffusers({bare(name): t for name, t in tensors.items() if name.startswith(inside) or not whole})
+
     def names_behind(self, native: Iterable[str]) -> dict[str, list[tuple[str, Place]]]:
         """The diffusers modules (one, or q, k, v) that make up each of these native modules, where their names differ."""
         native = dict.fromkeys(native)

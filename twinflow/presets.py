@@ -4,6 +4,8 @@ Source: the released TwinFlow code and its model cards; where they disagree (4 s
 """
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -71,3 +73,9 @@ SAMPLING: dict[int, Sampling] = {
     8: Sampling(8, "any", 0.0, end_gap=0.5),
     30: Sampling(30, "multi", 0.0, end_gap=0.0, warp=(1.17, 0.8, 1.1)),
 }
+
+
+def near(steps: int, settings: Sequence[Sampling]) -> Sampling:
+    """The setting for so many steps: the one among these or, where there is none, the nearest with other steps."""
+    best = min(settings, key=lambda s: abs(math.log(s.steps / steps)))
+    return replace(best, steps=steps)

@@ -11,7 +11,7 @@ style sets the target time r:
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -91,35 +91,60 @@ def sample(
     Raises ValueError as check_sampling does.  x is not changed.
     """
     check_sampling(times, style, order, stochasticity, extrapolation)
-    target_time = TARGETS[style]
+    target_time, mixer = TARGETS[style], Mixer(stochasticity, extrapolation, noise_like)
     dtype, x, times = x.dtype, path.widest(x), times.cpu()  # times stay on the host: no step waits for the device
     t_network = times.to(dtype).to(x.device)[:, None].expand(-1, len(x))
-    before = share = None
     for i, (t, t_next) in enumerate(pairwise(times)):
         r = target_time(t_network[i], t_network[i + 1])
-        data, noise = now = estimate(velocity, x.to(dtype), t_network[i], r)
+        now = estimate(velocity, x.to(dtype), t_network[i], r)
         if callback:
-            callback(i, t, x, data)
-        if extrapolation and before and i > 1 and t_next > 0:
-            data, noise = (a + extrapolation * (a - b) for a, b in zip(now, before, strict=True))
-        before = now
-        mixed = noise
-        if stochasticity:
-            if stochasticity == "sde" or share is None:
-                share = sde_share(t, t_next) if isinstance(stochasticity, str) else stochasticity
-            mixed = root(1 - share) * noise + root(share) * noise_like(x).to(x)
-        x_next = (1 - t_next) * data + t_next * mixed
+            callback(i, t, x, now.data)
+        noise, x_next = mixer.step(t, t_next, now)
         if order == 2 and i < len(times) - 2:
-            _, noise_next = estimate(velocity, x_next.to(dtype), t_network[i + 1], t_network[i + 1])
+            noise_next = estimate(velocity, x_next.to(dtype), t_network[i + 1], t_network[i + 1]).noise
             x_next = step_from(x, t, t_next, 0.5 * (noise + noise_next))
         x = x_next
     return x.to(dtype)
 
 
-def estimate(velocity: VelocityField, x: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+class Ends(NamedTuple):
+    """The data and the noise (B, ...) that the network sees behind a point."""
+
+    data: Tensor
+    noise: Tensor
+
+
+class Mixer:
+    """What the sampler does between two evaluations, with what it keeps of the steps before.
+
+    Hosts with a loop of their own use it alone.  The settings are those of sample.
+    """
+
+    def __init__(self, stochasticity: Stochasticity, extrapolation: float, noise_like: Callable[[Tensor], Tensor]):
+        self.stochasticity, self.extrapolation, self.noise_like = stochasticity, extrapolation, noise_like
+        self.before: Ends | None = None
+        self.share: Tensor | float | None = None
+        self.steps = 0
+
+    def step(self, t: Tensor, t_next: Tensor, now: Ends) -> tuple[Tensor, Tensor]:
+        """The estimated noise (B, ...) at t, and the point at t_next.  now: estimates at t, in the dtype that x is kept in."""
+        data, noise = now
+        if self.extrapolation and self.before and self.steps > 1 and t_next > 0:
+            data, noise = (a + self.extrapolation * (a - b) for a, b in zip(now, self.before, strict=True))
+        self.before, self.steps = now, self.steps + 1
+        mixed = noise
+        if self.stochasticity:
+            if self.stochasticity == "sde" or self.share is None:
+                given = self.stochasticity
+                self.share = sde_share(t, t_next) if isinstance(given, str) else given
+            mixed = root(1 - self.share) * noise + root(self.share) * self.noise_like(noise).to(noise)
+        return noise, (1 - t_next) * data + t_next * mixed
+
+
+def estimate(velocity: VelocityField, x: Tensor, t: Tensor, r: Tensor) -> Ends:
     """The data and noise behind x (B, ...) at t (B,), computed in x's dtype as the released code does, then widened."""
     data, noise = path.endpoints(x, velocity(x, t, r), t)
-    return path.widest(data), path.widest(noise)
+    return Ends(path.widest(data), path.widest(noise))
 
 
 def step_from(x: Tensor, t: Tensor, t_next: Tensor, noise: Tensor) -> Tensor:

@@ -88,12 +88,16 @@ class TwoTimeEmbedder(nn.Module):
         The times are used as they are given, float32 or wider, for this thread and this forward only; a forward within a
         forward leaves the outer one its pair.  Gradient checkpointing of a whole forward goes around this call, not into it.
         """
-        outer = self._waiting.pair
-        self._waiting.pair = Pair(t, r, beside)
+        outer = self.expect(Pair(t, r, beside))
         try:
             return call(*args, **kwargs)
         finally:
-            self._waiting.pair = outer
+            self.expect(outer)
+
+    def expect(self, pair: Pair | None) -> Pair | None:
+        """For hosts whose forward cannot be made within at: the pair of the next one, or none; returns the one before."""
+        before, self._waiting.pair = self._waiting.pair, pair
+        return before
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base, _ = self._held

@@ -324,7 +324,7 @@ class DiffusersBackbone:
         return self.core.layout.to_native(tensors)
 
     def from_file(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return sources.to_diffusers(tensors, self.core.layout)
+        return self.core.layout.from_file(tensors)
 
 
 def load_part(load: Callable[[], Any], root: Path, parts: tuple[str, ...]) -> Any:

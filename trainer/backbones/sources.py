@@ -18,7 +18,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
-from twinflow.layouts import PREFIXES, Layout, bare
 from twinflow.time_embedding import SecondEmbedder
 
 from .. import TrainerError
@@ -169,14 +168,6 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: holds {len(files)} .safetensors files and no {SHARDS}; expected one file, or shards with it"
         )
     return files
-
-
-def to_diffusers(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Tensors of any file under diffusers' names: prefixes off, other parts of a whole checkpoint left out."""
-    inside = PREFIXES[0]
-    whole = any(name.startswith(inside) for name in tensors)
-    own = {bare(name): t for name, t in tensors.items() if name.startswith(inside) or not whole}
-    return layout.to_diffusers(own)
 
 
 def build(

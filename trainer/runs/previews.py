@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from twinflow.objective import Condition, Velocity
-from twinflow.presets import SAMPLING, Sampling
+from twinflow.presets import SAMPLING, Sampling, near
 
 from ..config import Settings
 from ..training.log import Log
@@ -251,12 +251,6 @@ class Previews:
         if what not in self.said and self.log.accelerator.is_main_process:
             tqdm.write(line)
         self.said.add(what)
-
-
-def near(steps: int, recommended: tuple[Sampling, ...]) -> Sampling:
-    """The setting for so many steps: the recommended one or, where there is none, the nearest with other steps."""
-    best = min(recommended, key=lambda s: abs(math.log(s.steps / steps)))
-    return replace(best, steps=steps)
 
 
 def smaller(images: Tensor, rows: int) -> Tensor:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import peft
-import torch
 from torch import Tensor, nn
 
-from twinflow.weights import WeightsError
+from twinflow import adapter
 
 from ..backbones import Backbone
 from ..config import Adapter
@@ -60,20 +59,4 @@ def merge(backbone: Backbone, model: nn.Module, tensors: Mapping[str, Tensor], p
     The LoRA is merged into the weights.  Raises WeightsError for a tensor that fits nowhere.
     """
     names = {name: name.removeprefix(backbone.prefix).removeprefix(PREFIX) for name in tensors}
-    tensors = backbone.from_file({names[name]: t for name, t in tensors.items()})
-    second = {n: t for n, t in tensors.items() if n.startswith(backbone.core.time.name + ".")}
-    if second and not backbone.core.time.installed(model):
-        backbone.core.time.install(model)
-    state = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in second.items():
-            if name not in state or state[name].shape != value.shape:
-                raise WeightsError(f"{path}: {name!r} {tuple(value.shape)} does not fit {backbone.name}")
-            state[name].copy_(value)
-        for name in [n for n in tensors if n.endswith(".lora_A.weight")]:
-            module = name.removesuffix(".lora_A.weight")
-            weight, up = state.get(module + ".weight"), tensors.get(module + ".lora_B.weight")
-            if weight is None or up is None or weight.shape != (len(up), tensors[name].shape[1]):
-                raise WeightsError(f"{path}: the LoRA of {module!r} does not fit {backbone.name}: it is of another model")
-            weight.add_(up.to(weight) @ tensors[name].to(weight))
-    return "two" if second else "fold"
+    return adapter.merge(backbone.core, model, backbone.from_file({names[name]: t for name, t in tensors.items()}), path)

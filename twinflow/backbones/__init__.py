@@ -30,6 +30,7 @@ class Backbone:
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
     others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
     signed_time: of the released weights, whose files name nothing (see Provenance).  gguf: what ComfyUI-GGUF calls the model.
+    pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backbone:
     others: Mapping[str, str] = field(default_factory=dict)
     signed_time: bool = True
     gguf: str = ""
+    pipelines: str = ""
 
 
 @cache

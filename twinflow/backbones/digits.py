@@ -4,4 +4,4 @@ from dataclasses import replace
 
 from . import qwen_image
 
-BACKBONE = replace(qwen_image.BACKBONE, name="digits", title="Digits", models={"digits": ""}, variant=True)
+BACKBONE = replace(qwen_image.BACKBONE, name="digits", title="Digits", models={"digits": ""}, variant=True, pipelines="")

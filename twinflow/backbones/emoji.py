@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import qwen_image
 
-BACKBONE = replace(qwen_image.BACKBONE, name="emoji", title="Emoji", models={"emoji": ""}, variant=True)
+BACKBONE = replace(qwen_image.BACKBONE, name="emoji", title="Emoji", models={"emoji": ""}, variant=True, pipelines="")
 FOLD = (
     2  # pixels that one latent is wide: latents are pixel_unshuffle by it of pixels in [-1, 1], pixel_shuffle is the way back
 )

@@ -10,4 +10,5 @@ BACKBONE = replace(
     title="OpenUni",
     models={"openuni": "wusize/openuni/openuni_l_internvl3_2b_sana_1_6b_512_hf_blip3o60k.pth"},
     variant=True,
+    pipelines="",
 )

@@ -30,4 +30,5 @@ BACKBONE = Backbone(
     second=keys("time_text_embed_2.timestep_embedder", ("linear_1", "linear_2")),
     gguf="qwen_image",
     others={"time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered"},
+    pipelines=r"QwenImage(Img2Img|Inpaint|ControlNet(Inpaint)?)?Pipeline",
 )

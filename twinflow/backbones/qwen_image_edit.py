@@ -11,4 +11,5 @@ BACKBONE = replace(
     title="Qwen-Image-Edit",
     models={"qwen-image-edit": "Qwen/Qwen-Image-Edit-2511"},
     variant=True,
+    pipelines=r"QwenImageEdit\w*Pipeline",
 )

@@ -43,4 +43,5 @@ BACKBONE = Backbone(
     time=TIME,
     native_time=TIME,
     second=keys("time_embed_2", ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")),
+    pipelines=r"Sana(PAG|ControlNet)?Pipeline",
 )

@@ -81,4 +81,5 @@ BACKBONE = Backbone(
     second=keys("t_embedder_2.mlp", "02") + keys("y_embedder_2.mlp", "02"),
     native_scale=1000.0,
     gguf="sd3",
+    pipelines=r"StableDiffusion3\w*Pipeline",
 )

@@ -50,4 +50,5 @@ BACKBONE = Backbone(
     note="ComfyUI 0.3.74 and later",
     signed_time=False,
     gguf="lumina2",
+    pipelines=r"ZImage(Img2Img|Inpaint|ControlNet(Inpaint)?)?Pipeline",
 )
