@@ -11,6 +11,7 @@ import comfy.sd
 from ..twinflow.weights import Provenance, WeightsError
 
 KEY = "twinflow"
+KEPT = ("twinflow.", "modelspec.trigger_phrase")  # of what core does not write itself
 
 
 def remembered(model: comfy.model_base.BaseModel) -> Provenance | None:
@@ -53,7 +54,7 @@ def remember() -> None:
         provenance = provenance_of(model)
         if provenance is not None:
             ours = replace(provenance, rank=None).to_metadata()  # a LoRA is part of the weights by now
-            metadata = {**(metadata or {}), **{key: value for key, value in ours.items() if key.startswith("twinflow.")}}
+            metadata = {**(metadata or {}), **{key: value for key, value in ours.items() if key.startswith(KEPT)}}
         return save(output_path, model, *args, metadata=metadata, **kwargs)
 
     setattr(model_config_from_unet, KEY, True)

@@ -2,15 +2,24 @@
 
 import logging
 
-# On import torchao and what imports it warn of kernels for GPUs that are not here; nobody can do anything about that.
-for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+# On import these warn of kernels for GPUs that are not here, and of packages that nothing here needs.
+for _name in (
+    "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes",
+    "transformers.utils.import_utils",
+):  # fmt: skip
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class TrainerError(Exception):
-    """Bad input: one line that names the value, what was expected and what to do.  The entry points exit with 2."""
+    """Bad input: one line that names the value, what was expected and what to do; or several, each an argument.
+
+    The entry points exit with 2.
+    """
 
     code = 2
+
+    def __str__(self) -> str:
+        return "\nerror: ".join(map(str, self.args))
 
 
 class Diverged(TrainerError):

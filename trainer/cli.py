@@ -203,14 +203,19 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
         values = yaml.safe_load((own if own.exists() and not Path(path).exists() else Path(path)).read_text("utf-8"))
     except OSError as error:
         names = [file.stem for file in CONFIGS.glob("*.yaml")]
-        near = difflib.get_close_matches(path, names, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; expected a YAML or JSON file, or one of {', '.join(sorted(names))}"
-        raise TrainerError(f"--config {path}: cannot be read ({error.strerror}){hint}") from None
+        near = difflib.get_close_matches(path, names, 3, 0.8)
+        expected = f"expected a YAML or JSON file, or one of {', '.join(sorted(names))}"
+        hint = f"did you mean {' or '.join(near)}?" if near else expected
+        raise TrainerError(f"--config {path}: cannot be read ({error.strerror}); {hint}") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise TrainerError(f"--config {path}: is not YAML or JSON ({str(error).splitlines()[0]})") from None
+        raise TrainerError(f"--config {path}: is not YAML or JSON ({hints.fault(error)})") from None
     if not isinstance(values, dict):
         raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (meant := values.pop("mode", mode)) != mode:
         raise TrainerError(f"--config {path}: is for the other command; expected python -m trainer.{meant}")
+    for name, value in values.items():
+        paths = value if isinstance(value, list) and name != "prompts" else [value]  # a list of prompts is of texts
+        if name in OPTIONS and OPTIONS[name].is_path and any(map(hints.escaped, paths)):
+            raise TrainerError(f"--config {path}: {name} is {value!r}; expected no control characters ({hints.ESCAPED})")
     return values

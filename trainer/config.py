@@ -21,7 +21,7 @@ from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import ROLES, share_out
 
-from . import TrainerError, hints
+from . import TrainerError, console, hints
 from .backbones import backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -426,6 +426,10 @@ class Option:
     top: bool = False
     lora: bool = False
 
+    @property
+    def is_path(self) -> bool:
+        return self.metavar in ("PATH", "FILE") or Path in {self.kind, *get_args(self.kind)}
+
     def parse(self, value: Any) -> Any:
         """Tables and pairs may be text: "one_step=1,fake=2" and "0,1"; data may be a list of paths, and prompts of texts."""
         if (self.section, self.field) in SOURCES and isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -468,7 +472,7 @@ def flag(name: str) -> str:
 
 
 def notice(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(console.shown(line), file=sys.stderr)
 
 
 def current(given: Mapping[str, Any], notify: Callable[[str], None] = notice) -> dict[str, Any]:
@@ -592,4 +596,11 @@ def explain(error: ValidationError) -> str:
         usual = ",".join(f"{number:g}" for number in OPTIONS[known].default)
         return f"{known} is {','.join(map(str, fault['input']))}; expected two numbers, such as {usual}"
     name = ".".join([known, *parts[own:]]).strip(".")
+    if fault["type"] == "string_type":
+        return f"{name} is {fault['input']!r}; expected a text: in a file in quotes, or left out"
+    if name == "resolution" and fault["type"] == "int_parsing":
+        return (
+            f"resolution is {fault['input']!r}; expected one number, such as 1024: images keep their shapes, and have about as "
+            "many pixels as a square of that side (several resolutions are for a --dataset file)"
+        )
     return f"{name} is {fault['input']!r}; {fault['msg'][0].lower()}{fault['msg'][1:]} (see --help)"

@@ -1,7 +1,6 @@
 """The terminal, which never stops a run: neither its encoding, nor that nobody reads it any more."""
 
 import errno
-import logging
 import os
 import re
 import signal
@@ -93,41 +92,45 @@ def started(name: str, command: Callable[[], int]) -> int:
 
 def guarded(act: Callable[[], None]) -> int:
     """The exit code of a command: 0 done, 1 diverged or out of something, 2 bad input, 130 interrupted; one line on why."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for a package that nothing here needs
     with patient():
-        code, line = _outcome(act)
-        if line:
-            print(line, file=sys.stderr)
+        code, lines = _outcome(act)
+        for line in lines:
+            print(shown(line), file=sys.stderr)
         return code
 
 
-def _outcome(act: Callable[[], None]) -> tuple[int, str]:
+def shown(text: str) -> str:
+    """On one line, and without what a terminal obeys: a line break of a name or a prompt as \\n, and the like."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _outcome(act: Callable[[], None]) -> tuple[int, list[str]]:
     try:
         act()
     except _ours() as error:
-        return getattr(error, "code", 2), f"error: {error}"
+        return getattr(error, "code", 2), [f"error: {fault}" for fault in error.args]
     except Stopped as stopped:
-        return 130, f"{stopped}\n{AGAIN}"
+        return 130, [str(stopped), AGAIN]
     except KeyboardInterrupt:
-        return 130, f"stopped; what was encoded is kept. {AGAIN}"
+        return 130, [f"stopped; what was encoded is kept. {AGAIN}"]
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         wanted = f"; free some space. {AGAIN}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return 1, f"error: {named}{error.strerror or error}{wanted}"
+        return 1, [f"error: {named}{error.strerror or error}{wanted}"]
     except ImportError as error:
-        return 1, f"error: {_first_line(error)}; expected all that the trainer needs: pip install -U 'twinflow[trainer]'"
+        return 1, [f"error: {_first_line(error)}; expected all that the trainer needs: pip install -U 'twinflow[trainer]'"]
     except MemoryError:
-        return 1, "error: out of host memory; --plan lists the memory by item, and options that fit"
+        return 1, ["error: out of host memory; --plan lists the memory by item, and options that fit"]
     except Exception as error:
         text, kind = _first_line(error), type(error).__name__
         if kind == "SafetensorError":  # of a disk, or a file that changes while it is read
-            return 1, f"error: a weights file cannot be read or written ({text}). {AGAIN}"
+            return 1, [f"error: a weights file cannot be read or written ({text}). {AGAIN}"]
         if kind == "OutOfMemoryError" or "allocate memory" in text or "out of memory" in text or "ALLOC_FAILED" in text:
-            return 1, f"error: out of memory ({text})\n--plan lists the memory by item, and options that fit."
+            return 1, [f"error: out of memory ({text}); --plan lists the memory by item, and options that fit"]
         if isinstance(error, RuntimeError) and OF_THE_CARD.search(text):
-            return 1, f"error: the card or its driver failed ({text}); what was saved is kept. {AGAIN}"
+            return 1, [f"error: the card or its driver failed ({text}); what was saved is kept. {AGAIN}"]
         raise
-    return 0, ""
+    return 0, []
 
 
 def _ours() -> tuple[type[Exception], ...]:

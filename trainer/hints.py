@@ -5,8 +5,11 @@ OneTrainer, SimpleTuner).
 """
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Mapping
+
+import yaml
 
 from . import shell
 
@@ -120,6 +123,22 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "deepspeed": "large models are sharded with FSDP2: accelerate launch --use_fsdp --fsdp_version 2",
     "min_snr_gamma": "the objective has its own weights over t", "noise_offset": "the noise is plain Gaussian",
 }  # fmt: skip
+
+
+ESCAPED = "in double quotes a backslash begins a code: write / in its place"
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a YAML, TOML or JSON file, and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        advice = f"; {ESCAPED}" if "escape" in error.problem else ""
+        return f"line {error.problem_mark.line + 1}: {error.problem}{advice}"
+    return " ".join(str(error).split())
+
+
+def escaped(path: object) -> bool:
+    """Whether it is rather a path of Windows whose backslashes were read as codes ("C:\\new" has a line break)."""
+    return isinstance(path, str) and any(c < " " for c in path) and not os.path.lexists(path)
 
 
 def option(asked: str, value: object, names: Collection[str], *, flag: bool) -> str:

@@ -16,10 +16,13 @@ SHOWN = 1, 2  # NFE
 ACROSS = 4
 
 
+def run() -> int:
+    """Returns the exit code (see console.started)."""
+    return console.started("trainer.tutorial", main)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code (see console.guarded)."""
-    if argv is None:
-        console.utf8()
     return console.guarded(lambda: tutorial(parser().parse_args(argv)))
 
 
@@ -75,4 +78,4 @@ def picture(folders: dict[str, Path], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -170,7 +170,7 @@ class Provenance:
     backbone that it was trained from.  rank: of the LoRA, None for full weights.  sampler: recommended settings, best first.
     signed_time: whether the time embedder was trained with the sign of the time (see SecondEmbedder.times).
     init: the file that training started from, by name and hash; "" where there was none.
-    license: of the weights, where their maker has said one.
+    license: of the weights, where their maker has said one.  trigger: words that stood before each caption.
     """
 
     time: str
@@ -182,6 +182,7 @@ class Provenance:
     signed_time: bool = True
     init: str = ""
     license: str = ""
+    trigger: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         values = {
@@ -198,6 +199,7 @@ class Provenance:
             "modelspec.implementation": "twinflow",
         }
         some = {"twinflow.rank": str(self.rank or ""), "twinflow.init": self.init, "modelspec.license": self.license}
+        some["modelspec.trigger_phrase"] = self.trigger
         return values | {name: value for name, value in some.items() if value}
 
     @classmethod
@@ -220,6 +222,7 @@ class Provenance:
                 signed_time={"true": True, "false": False}[get("twinflow.signed_time", "true")],  # our first files lack it
                 init=get("twinflow.init", ""),
                 license=get("modelspec.license", ""),
+                trigger=get("modelspec.trigger_phrase", ""),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"the file's twinflow metadata cannot be used: {error}") from None

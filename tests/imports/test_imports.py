@@ -25,9 +25,9 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
 }
 ROOMS = (
     "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
-    "tools", "generate", "cli",
+    "tools", "cli",
 )  # fmt: skip
-COMMANDS = ("lora", "full", "base", "tutorial", "extract", "merge")  # on top of all rooms
+COMMANDS = ("lora", "full", "base", "generate", "tutorial", "extract", "merge")  # on top of all rooms
 
 
 def modules(package):

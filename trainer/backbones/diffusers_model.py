@@ -18,6 +18,7 @@ import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from twinflow.backbones import Backbone as Known
 from twinflow.objective import Condition
@@ -57,7 +58,8 @@ class PipelineEncoder:
         references: for an edit model, the images (3, H, W) in [-1, 1] that belong to each prompt.
         """
         seen = [()] * len(prompts) if references is None else [(images,) for images in references]
-        made = [self.encode(self.pipeline, text, self.device, *images) for text, images in zip(prompts, seen, strict=True)]
+        with quiet():  # of a text that is cut: the report counts these
+            made = [self.encode(self.pipeline, text, self.device, *images) for text, images in zip(prompts, seen, strict=True)]
         return [Prompt(p.text, p.embeds.cpu(), None if p.pooled is None else p.pooled.cpu()) for p in made]
 
 
@@ -341,12 +343,14 @@ def load_part(load: Callable[[], Any], root: Path, parts: tuple[str, ...]) -> An
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' warnings of parts that a pipeline is loaded without, and of torch_dtype, 0.36's only name for it."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    """No warnings of parts a pipeline is loaded without, of texts that are cut, and of torch_dtype, 0.36's only name."""
+    before = [(kind, kind.get_verbosity()) for kind in (diffusers_logging, transformers_logging)]
+    for kind, _ in before:
+        kind.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        diffusers_logging.set_verbosity(level)
+        for kind, level in before:
+            kind.set_verbosity(level)

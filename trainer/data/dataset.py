@@ -148,7 +148,7 @@ def prepare(
     report.used = sum(sample.repeats for sample in samples)
     if not samples:
         raise TrainerError(
-            f"data: {request.dataset or request.data!r} holds no usable row ({report}); expected images with captions"
+            f"data: {request.dataset or request.data!r} holds no usable row ({report}); expected {request.expected(report)}"
         )
     made = CachedData(cache, samples, collate, latents=latents)
     report.content = made.content

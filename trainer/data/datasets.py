@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .. import TrainerError
+from .. import TrainerError, hints
 from .sources import MOST, Source
 
 if sys.version_info >= (3, 11):
@@ -57,7 +57,7 @@ def _loaded(path: Path) -> Any:
     except OSError as error:
         raise TrainerError(f"data: {path}: cannot be read ({error.strerror or error}); expected a TOML or YAML file") from None
     except (ValueError, yaml.YAMLError, OverflowError, RecursionError) as error:  # tomllib's and Unicode's are ValueErrors
-        raise TrainerError(f"data: {path}: is not TOML or YAML in UTF-8 ({' '.join(str(error).split())})") from None
+        raise TrainerError(f"data: {path}: is not TOML or YAML in UTF-8 ({hints.fault(error)})") from None
 
 
 def _tables(table: Any, above: Mapping[str, Any], path: Path, where: str, defaults: Source) -> Iterator[Source]:
@@ -94,6 +94,8 @@ def _known(key: str, path: Path, where: str) -> str:
 
 def _source(values: Mapping[str, Any], path: Path, where: str, defaults: Source) -> Source:
     own = values["path"]
+    if hints.escaped(own):
+        raise _wrong(path, where, "path", own, f"one without control characters ({hints.ESCAPED})")
     if not isinstance(own, str) or not own or "\0" in own:
         raise _wrong(path, where, "path", own, "a folder, a table or a .txt file of prompts")
     place = path.parent / os.path.expanduser(own)

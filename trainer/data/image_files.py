@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 SUFFIXES = (  # of images, also of such as Pillow cannot read
@@ -20,6 +21,7 @@ SUFFIXES = (  # of images, also of such as Pillow cannot read
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
 )  # fmt: skip
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+BITS = 258  # TIFF: of a value
 STACKED = ("MPO", "PSD")  # kinds whose other pictures are a phone's depth and brightness, or layers that make up the first
 MOST = 2**29  # pixels of an image that is decoded, more than phones take: Pillow's own limit is a sixth of that
 Image.MAX_IMAGE_PIXELS = None  # opened() has it
@@ -51,6 +53,8 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             with Image.open(BytesIO(data)) as image:
                 if image.width * image.height > MOST:
                     raise Broken(f"{image.width} x {image.height} pixels, more than {MOST // 10**6} million")
+                if (image.format, image.mode) == ("TIFF", "I"):
+                    raise Broken("grey values with a sign, or of 32 bits, whose white no file tells; save it with 8 or 16 bits")
                 yield image
     except (MemoryError, Broken):
         raise
@@ -88,7 +92,8 @@ def is_srgb(profile: bytes) -> bool:
 def pixels(data: bytes, size: tuple[int, int]) -> Tensor:
     """The image as (3, H, W) in [-1, 1]: scaled to cover size (H, W), the centre cut out.  Raises Broken."""
     with opened(data) as image:
-        image = opaque(ImageOps.exif_transpose(image))
+        bits = image.tag_v2.get(BITS, (16,))[0] if isinstance(image, TiffImageFile) else 16
+        image = opaque(ImageOps.exif_transpose(image), bits)
         scale = max(size[0] / image.height, size[1] / image.width)
         left, top = (image.width - size[1] / scale) / 2, (image.height - size[0] / scale) / 2
         box = (max(0, left), max(0, top), min(image.width, image.width - left), min(image.height, image.height - top))
@@ -96,10 +101,10 @@ def pixels(data: bytes, size: tuple[int, int]) -> Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def opaque(image: Image.Image) -> Image.Image:
-    """As RGB, transparency laid over white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+def opaque(image: Image.Image, bits: int = 16) -> Image.Image:
+    """As RGB, transparency laid over white.  bits: of whole numbers that have more than 8."""
+    if image.mode.startswith("I"):  # which Pillow would clip to 8
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 2**bits - 1) >> bits - 8).astype(np.uint8))
     if image.mode == "F":
         image = Image.fromarray(from_floats(np.asarray(image)))
     if not image.has_transparency_data:

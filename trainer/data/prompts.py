@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .. import TrainerError
+from .. import TrainerError, hints
 from . import rows, sources, tables, texts
 from .report import Report
 from .row import ImageFile
@@ -148,7 +148,7 @@ def _parsed(text: str, kind: str, path: Path) -> Any:
             return tomllib.loads(text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TrainerError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise TrainerError(f"{path}: cannot be read ({hints.fault(error)})") from None
 
 
 def _json(text: str, name: str) -> Any:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from twinflow.weights import write_json
 
+from ..console import shown
+
 SHOWN = 3  # names a reason in the printed line; the file has all
 
 
@@ -49,8 +51,3 @@ def listing(names_by_reason: dict[str, list[str]]) -> str:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         parts.append(f"{len(names)} {why} ({', '.join(map(shown, names[:SHOWN]))}{more})")
     return "; ".join(parts)
-
-
-def shown(name: str) -> str:
-    """On one line, and without what a terminal obeys."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .. import TrainerError
 from . import rows
+from .report import Report
 from .sources import Source
 
 
@@ -34,6 +35,16 @@ class DataRequest:
     trigger: str = ""
     shuffle_tags: int = 1
     keep_tags: int = 0
+
+    def expected(self, report: Report) -> str:
+        """Of data that hold no usable row."""
+        if self.image_free:
+            return "prompts"
+        if "no image named" in report.skipped:
+            return "images with captions (prompts alone are for --image-free)"
+        if "empty caption" in report.skipped:
+            return "images with captions: a .txt file beside each, or --caption TEXT for all"
+        return "images with captions"
 
     def sources(self) -> list[Source]:
         """Raises TrainerError."""

@@ -97,7 +97,7 @@ def check(settings: Settings, notify: Callable[[str], None] = notice, *, dry: bo
         if found and own is machine:  # all else is for another machine
             break
     if found := list(dict.fromkeys(found)):
-        raise TrainerError("\nerror: ".join(found))
+        raise TrainerError(*found)
 
 
 def machine(facts: Facts, notify: Callable) -> Iterator[str]:
@@ -273,8 +273,8 @@ def usable_rows(facts: Facts, where: str, option: str, **changes: Any) -> list[R
             report.skip("broken image", f"{row.name} ({fault})")
         except OSError as error:
             report.skip("image cannot be read", f"{row.name} ({error.strerror or error})")
-    what = "prompts" if request.image_free else "images with captions"
-    raise TrainerError(f"{option}: {request.dataset or where!r} holds no usable row ({report}); expected {what}")
+    expected = request.expected(report)
+    raise TrainerError(f"{option}: {request.dataset or where!r} holds no usable row ({report}); expected {expected}")
 
 
 def resolution(facts: Facts, notify: Callable) -> Iterator[str]:

@@ -193,6 +193,7 @@ class ImageRun:
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> Iterator[Tensor]:
         """One after the other; the autoencoder is loaded for them, and freed."""
+        console.loading(f"the autoencoder of {self.backbone.name}")
         codec = self.backbone.image_codec(encoders.source_of(self.backbone, settings), device=device)
         tile(codec.vae)  # the transformer leaves little room
         return (codec.decode(x.to(device)).cpu() for x in latents)
@@ -218,6 +219,7 @@ class ImageRun:
             seen = [[pixels(file, buckets.nearest(*size_of(file))) for file in own] for own in files]
         except (OSError, Broken) as error:
             raise TrainerError(f"--reference: an image cannot be read ({error})") from None
+        console.loading(f"the text encoder of {known.name}")
         encode = encoders.text_encoder(known, settings, device)
         texts = [prompt.text for prompt in asked]
         encoded = encode(texts, seen) if known.edits else encode(texts)
@@ -225,6 +227,7 @@ class ImageRun:
         data.free()
         latents: list[tuple[Tensor, ...]] = [()] * len(asked)
         if known.edits:
+            console.loading(f"the autoencoder of {known.name}")
             encode = encoders.image_codec(known, settings, device)
             latents = [tuple(encode(x[None]).cpu() for x in images) for images in seen]
         return [(*known.collate([prompt]), *own) for prompt, own in zip(encoded, latents)]

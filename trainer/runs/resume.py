@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import TrainerError
+from .. import TrainerError, console
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
 from ..weights import files, lora
 from . import summary
@@ -78,7 +78,13 @@ def shown(settings: Settings, name: str) -> str:
     value: Any = settings.flat()[name]
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not given" if value in (None, "") else f"{value:g}" if isinstance(value, float) else summary.shown(value)
+    return (
+        "not given"
+        if value in (None, "")
+        else f"{value:g}"
+        if isinstance(value, float)
+        else console.shown(summary.shown(value))
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

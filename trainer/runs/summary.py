@@ -5,9 +5,10 @@ from typing import Any
 
 from twinflow.weights import write_atomically
 
-from .. import shell
+from .. import console, shell
 from ..backbones import Backbone
 from ..config import Settings, flag, resolve
+from ..data.captions import triggered
 from ..training.log import TERMS
 from . import drawing
 
@@ -38,14 +39,14 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
         f"{steps} steps of {training.batch * training.accumulation} rows in each process; {times}.",
         "```\n" + shell.lines(command(settings)) + "\n```",
         f"**Use it.** `{name}.safetensors`, in ComfyUI: {use}. Here:",
-        "```\n" + shell.join(drawing_command(backbone, folder)) + "\n```",
+        "```\n" + shell.join(drawing_command(backbone, folder, settings.data.trigger.strip())) + "\n```",
         f"Recommended, by steps: {'; '.join(samplings)}.",
         "## Loss at the end",
         drawing.table([row for row in losses if row["training"] or row["validation"]]),
         "![loss](loss.png)",
         *(["## Samples", *images] if images else []),
         "## All settings",
-        "```\n" + "\n".join(f"{option}: {shown(value)}" for option, value in settings.flat().items()) + "\n```",
+        "```\n" + "\n".join(f"{option}: {console.shown(shown(value))}" for option, value in settings.flat().items()) + "\n```",
     ]
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / "summary.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
@@ -63,12 +64,12 @@ def command(settings: Settings) -> list[list[str]]:
     return [["python", "-m", f"trainer.{settings.mode}", "--model", settings.model], *given]
 
 
-def drawing_command(backbone: Backbone, folder: Path) -> list[str]:
+def drawing_command(backbone: Backbone, folder: Path, trigger: str) -> list[str]:
     """The words of a command that draws with this run."""
     start = ["python", "-m", "trainer.generate", shell.path(folder)]
     if backbone.edits:
         return [*start, "--prompts", shell.path(folder / "samples" / "prompts.jsonl")]
-    return [*start, "--prompts", "a prompt"] if backbone.text_parts else start
+    return [*start, "--prompts", triggered("a prompt", trigger)] if backbone.text_parts else start
 
 
 def grids(folder: Path) -> list[Path]:

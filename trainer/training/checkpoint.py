@@ -163,7 +163,7 @@ def restore(state: State, folder: Path, model: str, say: Callable[[str], object]
                 )
             afresh = fill(state, saved)
         except WeightsError as error:
-            damaged = f"{path}: is not a usable checkpoint ({error})"
+            damaged = f"{path}: is not a usable checkpoint ({str(error).removeprefix(f'{path}: ')})"
             say(f"{damaged}; going on from the one before")
             continue
         except (KeyError, RuntimeError) as error:

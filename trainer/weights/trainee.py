@@ -130,7 +130,7 @@ class Trainee:
         rank = settings.adapter.rank if settings.mode == "lora" else None
         return Provenance(
             self.time, core.name, rank, self.backbone.sampling, step, settings.hash(), init=self.init,
-            license=self.backbone.license,
+            license=self.backbone.license, trigger=settings.data.trigger.strip(),
         )  # fmt: skip
 
 
