@@ -210,7 +210,8 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise TrainerError(f"--config {path}: is not YAML or JSON ({hints.fault(error)})") from None
     if not isinstance(values, dict):
-        raise TrainerError(f"--config {path}: holds {type(values).__name__}; expected settings, one `name: value` a line")
+        held = "nothing" if values is None else type(values).__name__
+        raise TrainerError(f"--config {path}: holds {held}; expected settings, one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (meant := values.pop("mode", mode)) != mode:
         raise TrainerError(f"--config {path}: is for the other command; expected python -m trainer.{meant}")

@@ -436,6 +436,8 @@ class Option:
             return ",".join('"' + path.replace('"', '""') + '"' if set(path) & set(',"') else path for path in value)
         if (self.section, self.field) == ("logging", "prompts") and isinstance(value, list):
             return json.dumps(value, ensure_ascii=False)
+        if value is False and "none" in get_args(self.kind):  # YAML's off and no
+            return "none"
         origin = get_origin(self.kind)
         if not (isinstance(value, str) and isinstance(origin, type) and issubclass(origin, (Mapping, tuple))):
             return value

@@ -1,5 +1,6 @@
 """The terminal, which never stops a run: neither its encoding, nor that nobody reads it any more."""
 
+import argparse
 import errno
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from . import Stopped, TrainerError
 
@@ -71,6 +72,13 @@ def loading(what: str) -> None:
     """Says what is loaded next, which may take minutes; of processes that train together the first one does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"loading {what} ...", flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one line, as all are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TrainerError(f"{message} (see --help)")
 
 
 def started(name: str, command: Callable[[], int]) -> int:

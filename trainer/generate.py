@@ -3,14 +3,8 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from . import TrainerError, console
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise TrainerError(f"{message} (see --help)")
+from . import console
 
 
 def run() -> int:
@@ -30,8 +24,8 @@ def command(argv: list[str] | None) -> None:
     draw(asked)
 
 
-def parser() -> Parser:
-    p = Parser(
+def parser() -> argparse.ArgumentParser:
+    p = console.Parser(
         prog="python -m trainer.generate",
         description="Draw images with a run: each as a PNG that holds its prompt and settings, and a grid of all.",
         epilog="python -m trainer.generate runs/digits-lora --prompts 3 7 --steps 2 --output digits.png",

@@ -25,7 +25,20 @@ FAMILIES = {  # our backbone and the file of the goldens with its transformer's 
     "sana": (sana.BACKBONES["sana"], "sana"),
     "openuni": (openuni.BACKBONES["openuni"], "sana"),
 }
+families = pytest.mark.families  # (which): a test for those of whose backbone this holds, where it takes a family
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "families(which): only for those whose backbone `which` is true of")
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = [item for item in items if all(own.args[0](backbone_of(item)) for own in item.iter_markers("families"))]
+
+
+def backbone_of(item):
+    return FAMILIES[item.callspec.params["family"]][0]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ from trainer.cli import main
 from trainer.runs import checks
 from trainer.runs.images import ImageRun
 
+from .conftest import families
 from .test_runs import RUN, options, photos  # noqa: F401  a fixture
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -127,10 +128,9 @@ def test_prompts(edit, edit_whole, photos, tmp_path, capsys, nothing_is_encoded,
     assert len(errors) == 1 and "prompts.txt" in errors[0] and word in errors[0], errors
 
 
+@families(lambda backbone: backbone.name == "qwen-image")  # one is enough
 @pytest.mark.parametrize("option, name", [("--data", "data"), ("--validation", "validation")])
 def test_data_of_which_nothing_can_be_used(whole, family, photos, tmp_path, capsys, nothing_is_encoded, option, name):  # noqa: F811
-    if family.backbone.name != "qwen-image":
-        pytest.skip("one family is enough")
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "a.png").write_bytes(b"no picture")
@@ -139,11 +139,15 @@ def test_data_of_which_nothing_can_be_used(whole, family, photos, tmp_path, caps
     assert len(errors) == 1 and f"{option}: " in errors[0] and "1 broken image" in errors[0], errors
     errors = ends([*options(family, whole, photos, tmp_path / "runs"), option, str(tmp_path / "runs")], capsys)
     assert "does not exist" in errors[0]
+    (bad / "a.png").write_bytes((photos / "0.png").read_bytes())
+    (bad / "a.txt").rename(bad / "prompts.txt")
+    for data, way_out in ((bad, "a .txt file beside each, or --caption TEXT for all"), (bad / "prompts.txt", "--image-free")):
+        (error,) = ends([*options(family, whole, photos, tmp_path / "runs"), option, str(data)], capsys)
+        assert "no usable row" in error and way_out in error, error
 
 
+@families(lambda backbone: backbone.name == "sd3.5")  # whose table of positions ends
 def test_shapes_that_the_model_cannot_take(whole, family, photos, tmp_path, capsys, nothing_is_encoded):  # noqa: F811
-    if family.backbone.name != "sd3.5":
-        pytest.skip("whose table of positions ends")
     model = family.backbone.outline(str(whole.folder))
     most = family.backbone.longest(model)
     asked = options(family, whole, photos, tmp_path / "runs")

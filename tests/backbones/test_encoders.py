@@ -8,6 +8,8 @@ import torch
 
 from trainer import TrainerError
 
+from .conftest import families
+
 PROMPTS = ["a cat", "a much longer prompt about a dog in the rain", ""]
 
 
@@ -17,10 +19,9 @@ def encoded(family, whole):
     return encoder.encode_text(PROMPTS)
 
 
+@families(lambda backbone: backbone.name != "openuni")  # diffusers has no such pipeline: see test_openuni
 def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
     """The pipeline encodes all prompts at once, padded; ours come one by one, without padding."""
-    if family.backbone.name == "openuni":
-        pytest.skip("diffusers has no such pipeline: see test_openuni")
     pipe, name = whole.pipeline, family.backbone.name
     with torch.no_grad():
         if name.startswith("qwen-image"):
@@ -115,13 +116,11 @@ def test_latents_are_those_of_the_pipeline(family, whole):
     torch.testing.assert_close(latents, reference_latents(whole.pipeline, family.backbone.name, x), rtol=1e-4, atol=1e-5)
 
 
+# diffusers has no pipeline of the first; that of the second always starts from a picture of a megapixel
+@families(lambda backbone: backbone.name not in ("openuni", "qwen-image-edit"))
 def test_decoding_is_the_pipeline_s(family, whole):
     """The pipeline asked for its latents, then for its picture."""
-    if family.backbone.name == "openuni":
-        pytest.skip("the autoencoder is SANA's, and diffusers has no such pipeline")
     pipe, name = whole.pipeline, family.backbone.name
-    if name == "qwen-image-edit":
-        pytest.skip("the autoencoder is Qwen-Image's, and the pipeline always starts from a picture of a megapixel")
     side = 64
     pipe.set_progress_bar_config(disable=True)
     options = dict(prompt="a cat", height=side, width=side, num_inference_steps=1)

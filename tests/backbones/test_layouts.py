@@ -5,17 +5,21 @@ import torch
 
 from twinflow.layouts import blocks
 
+from .conftest import families
+
+renamed = families(lambda backbone: backbone.core.layout.rules)
+fused = families(lambda backbone: backbone.name in ("z-image", "sd3.5"))
+
 
 @pytest.fixture(params=[False, True], ids=["plain", "two"])
 def tensors(request, family):
-    if not family.backbone.core.layout.rules:
-        pytest.skip("the names are the same")
     model = family.plain()
     if request.param:
         family.backbone.core.time.install(model)
     return model.state_dict()
 
 
+@renamed
 def test_a_round_trip_is_bit_equal(family, tensors):
     native = family.backbone.to_file(tensors)
     back = family.backbone.from_file(native)
@@ -23,6 +27,7 @@ def test_a_round_trip_is_bit_equal(family, tensors):
     assert all(torch.equal(back[name], t) for name, t in tensors.items())
 
 
+@renamed
 def test_converting_twice_is_converting_once(family, tensors):
     native = family.backbone.to_file(tensors)
     again = family.backbone.to_file(native)
@@ -31,6 +36,7 @@ def test_converting_twice_is_converting_once(family, tensors):
     assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in tensors)
 
 
+@renamed
 def test_native_names_and_order(family, tensors):
     """What is special in each layout; equality with ComfyUI's own converter is tested in tests/comfyui."""
     native, layout = family.backbone.to_file(tensors), family.backbone.core.layout
@@ -58,9 +64,8 @@ def test_native_names_and_order(family, tensors):
         )
 
 
+@fused
 def test_an_incomplete_q_k_v_is_an_error(family, tensors):
     name = {"z-image": "layers.0.attention.to_k.weight", "sd3.5": "transformer_blocks.0.attn.add_k_proj.bias"}
-    if family.backbone.name not in name:
-        pytest.skip("nothing is fused")
     with pytest.raises(ValueError, match="has 2 of the three"):
         family.backbone.to_file({k: t for k, t in tensors.items() if k != name[family.backbone.name]})

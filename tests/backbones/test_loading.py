@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from trainer import TrainerError
 from trainer.backbones import sources
 
+from .conftest import families
+
 
 def same(model, wanted):
     state, wanted = model.state_dict(), wanted.state_dict()
@@ -140,9 +142,8 @@ def test_other_formats_are_never_opened(family, tmp_path):
         family.backbone.load(str(tmp_path / "model.ckpt"))
 
 
+@families(lambda backbone: backbone.name != "openuni")  # its parts lie in several repositories: see test_openuni
 def test_of_the_hub_only_what_is_needed_is_fetched(family, whole, monkeypatch):
-    if family.backbone.name == "openuni":
-        pytest.skip("its parts lie in several repositories: see test_openuni")
     asked = []
 
     def snapshot_download(repository, allow_patterns, ignore_patterns):

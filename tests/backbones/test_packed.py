@@ -10,6 +10,7 @@ from trainer import TrainerError
 from trainer.backbones.packed import open_weights
 from twinflow.weights import WeightsError
 
+from .conftest import families
 from .forms import E4M3, FORMS, mark, matrices, written
 
 try:
@@ -17,12 +18,12 @@ try:
 except ImportError:
     gguf = None
 
+in_comfyui = families(lambda backbone: backbone.name not in ("sana", "openuni"))  # ComfyUI has no SANA
+
 
 @pytest.fixture
 def native(family):
     """A tiny model and its tensors under ComfyUI's names; sizes that a file can tell."""
-    if family.backbone.name in ("sana", "openuni"):
-        pytest.skip("ComfyUI has no SANA")
     model = family.plain()
     return model, family.backbone.to_file(dict(model.state_dict()))
 
@@ -37,6 +38,7 @@ def near(model, wanted, error):
             assert torch.equal(t, state[name]), name
 
 
+@in_comfyui
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_packed_base_is_the_plain_one_within_its_error(family, native, form, prefix, tmp_path):
@@ -48,6 +50,7 @@ def test_a_packed_base_is_the_plain_one_within_its_error(family, native, form, p
     }
 
 
+@in_comfyui
 def test_formats_in_the_metadata(family, native, tmp_path):
     model, tensors = native
     written(tensors, "weight_scale", tmp_path / "marked.safetensors")
@@ -79,6 +82,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@in_comfyui
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_read_is_refused_in_one_line(family, native, fault, tmp_path):
     form, spoil, said = FAULTS[fault]
@@ -90,6 +94,7 @@ def test_what_is_not_read_is_refused_in_one_line(family, native, fault, tmp_path
     assert "\n" not in str(error.value) and "base.safetensors" in str(error.value)
 
 
+@in_comfyui
 def test_values_that_are_not_numbers(family, native, tmp_path):
     tensors = {name: t.contiguous() for name, t in native[1].items()}
     name = sorted(matrices(tensors))[-1]
@@ -136,6 +141,7 @@ def write_gguf(path, tensors, kind):
     return path
 
 
+@in_comfyui
 @needs_gguf
 @pytest.mark.parametrize("kind, error", [("Q8_0", 0.01), ("Q4_0", 0.15), ("BF16", 0.01), ("F16", 0.001)])
 @pytest.mark.parametrize("names", ["native", "diffusers"])
@@ -149,6 +155,7 @@ def test_gguf(family, native, kind, error, names, tmp_path):
     assert all((found[name] - wanted[name]).norm() <= error * wanted[name].norm() for name in changed)
 
 
+@in_comfyui
 @needs_gguf
 def test_a_damaged_gguf_is_one_line(family, native, tmp_path):
     path = write_gguf(tmp_path / "base.gguf", native[1], gguf.GGMLQuantizationType.Q8_0)

@@ -1,8 +1,11 @@
 """Whole runs of the trainer's command on the tiny model of every family: from pictures to files, grids and samples."""
 
 import json
+import logging
 import math
 import shutil
+from logging.handlers import BufferingHandler
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from trainer.generate import main as draw
 from trainer.runs.images import ImageRun
 from trainer.training import checkpoint
 from twinflow.weights import Provenance, load, read_header
+
+from .conftest import families
 
 RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "1", "--validate-every", "1", "--log-every", "1",
        "--threads", "1", "--dtype", "fp32", "--guidance", "2", "--warmup", "0", "--tracker", "none"]  # fmt: skip
@@ -41,7 +46,20 @@ def options(family, whole, photos, out):
             "--out", str(out), *RUN]  # fmt: skip
 
 
-def test_captions_that_are_cut_are_named(family, whole, photos, tmp_path, capsys):
+@pytest.fixture
+def warned():
+    """records: what diffusers and transformers log meanwhile."""
+    handler = BufferingHandler(1000)
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).addHandler(handler)
+    yield SimpleNamespace(records=handler.buffer)
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).removeHandler(handler)
+
+
+# the one cuts nothing, the other has in the goldens' size no positions for so many tokens
+@families(lambda backbone: not (backbone.edits or backbone.name == "z-image"))
+def test_captions_that_are_cut_are_named(family, whole, photos, tmp_path, capsys, warned):
     """Each time, not only when they are encoded, and before anything is trained."""
     backbone = family.backbone
     data = tmp_path / "data"
@@ -49,8 +67,6 @@ def test_captions_that_are_cut_are_named(family, whole, photos, tmp_path, capsys
         data.mkdir(exist_ok=True)
         (data / f"{name}.png").write_bytes((photos / f"{int(letters > 9)}.png").read_bytes())
         (data / f"{name}.txt").write_text("a" * letters)
-    if backbone.edits or backbone.name == "z-image":
-        pytest.skip("cuts nothing, or in the goldens' size has no positions for so many tokens")
     given = ["--model", backbone.name, "--source", str(whole.folder), "--data", str(data), *RUN, "--sample-every", "0"]
     for out in ("one", "two"):
         assert main("lora", [*given, "--out", str(tmp_path / out), "--cache", str(tmp_path / "cache"), "--rank", "2"]) == 0
@@ -61,13 +77,13 @@ def test_captions_that_are_cut_are_named(family, whole, photos, tmp_path, capsys
             assert name.startswith(str(data / "long.png")) and name.endswith(f"of which {most} are read)")
             assert f"caption longer than {reader} reads" in printed.out
         assert backbone.limits or not noted
-        assert "Token indices" not in printed.err and "truncated" not in printed.err
+    assert not warned.records
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys):
     backbone, name = family.backbone, f"{family.backbone.name}-{mode}"
-    rank = ["--rank", "2"] if mode == "lora" else ["--lr", "1e-3"]
+    rank = ["--rank", "2", "--trigger", "sks"] if mode == "lora" else ["--lr", "1e-3"]
     assert main(mode, [*options(family, whole, photos, tmp_path), *rank]) == 0, capsys.readouterr().err
     folder = tmp_path / name
     steps = {f"step-{n:06d}" for n in range(3)}
@@ -81,12 +97,14 @@ def test_from_pictures_to_samples(family, whole, photos, tmp_path, mode, capsys)
     for term in ("loss", "one_step", "multi_step", "any_step", "fake"):
         assert math.isfinite(float(last[term])) and math.isfinite(float(last[f"validation_{term}"])), term
     provenance = Provenance.from_metadata(read_header(folder / f"{name}.safetensors").metadata)
-    assert (provenance.base_model, provenance.time) == (backbone.core.name, "two")
+    trigger = "sks" if mode == "lora" else ""
+    assert (provenance.base_model, provenance.time, provenance.trigger) == (backbone.core.name, "two", trigger)
     assert all(t.isfinite().all() for t in load(folder / f"{name}.safetensors").values())
     if not backbone.edits:
         report = json.loads((folder / "rows-training.json").read_text())
         assert report["used"] == 5 and "broken.png" in str(report["skipped"])
     text = (folder / "summary.md").read_text()
+    assert backbone.edits or ("--prompts 'sks a prompt'" in text) == bool(trigger)
     assert f"--source {whole.folder}" in text and "grid.png" in text and "validation" in text
     picture, reference = tmp_path / "drawn.png", ["--reference", str(photos / "0.png")] if backbone.edits else []
     asked = [str(folder), "--prompts", "a cat, at night", "a dog", "--each", "1", "--steps", "2", *reference]

@@ -13,6 +13,7 @@ from trainer import TrainerError
 from trainer.backbones import encoder_sources
 from trainer.cli import main
 
+from .conftest import families
 from .forms import written
 
 PROMPTS = ["a cat", "a much longer prompt about a dog in the rain", ""]
@@ -122,11 +123,12 @@ def ldm_name(key):
     )  # fmt: skip
 
 
+in_comfyui = families(lambda backbone: backbone.single)
+
+
 @pytest.fixture(scope="module")
 def comfy(family, whole, tmp_path_factory):
     """folder: as diffusers saves a model.  files: the same encoders as ComfyUI has them, under names that say nothing."""
-    if not family.backbone.single:
-        pytest.skip("ComfyUI has no files of it")
     root = tmp_path_factory.mktemp("comfy")
     shutil.copytree(whole.folder, root / "diffusers", ignore=shutil.ignore_patterns("transformer"))
     files = {}
@@ -159,6 +161,7 @@ def same(ours, wanted):
         assert (one.pooled is None) == (other.pooled is None) and (one.pooled is None or torch.equal(one.pooled, other.pooled))
 
 
+@in_comfyui
 def test_text_encoders_are_those_of_the_folder(family, comfy):
     """All, or one of them, the others from the folder; and a folder of files."""
     folder, files = comfy
@@ -169,6 +172,7 @@ def test_text_encoders_are_those_of_the_folder(family, comfy):
     same(encoded(family, listed(texts[0].parent, folder)), wanted)
 
 
+@in_comfyui
 def test_the_autoencoder_is_that_of_the_folder(family, comfy):
     folder, files = comfy
     ours, theirs = (family.backbone.image_codec(str(source)) for source in (files["vae"], folder))
@@ -177,6 +181,7 @@ def test_the_autoencoder_is_that_of_the_folder(family, comfy):
     assert torch.equal(ours.decode(theirs.encode_image(x)), theirs.decode(theirs.encode_image(x)))
 
 
+@in_comfyui
 @pytest.mark.parametrize("form", ["scale_weight", "weight_scale"])
 def test_scaled_fp8_is_within_its_error(family, comfy, form, tmp_path):
     """Quantised where ComfyUI's own files are: in the layers."""
@@ -195,6 +200,7 @@ def test_scaled_fp8_is_within_its_error(family, comfy, form, tmp_path):
         assert 0 < (one.embeds - other.embeds).norm() < 0.1 * other.embeds.norm()
 
 
+@in_comfyui
 def test_a_run_from_single_files(family, comfy, whole, tmp_path, capsys):
     """What is left to --source comes from there; another file has encodings of its own."""
     folder, files = comfy
@@ -245,6 +251,7 @@ def refused(family, asked):
     return str(error.value)
 
 
+@in_comfyui
 def test_what_gives_nothing_is_refused(family, comfy, whole, tmp_path):
     folder, files = comfy
     check = family.backbone.check_encoders
@@ -267,6 +274,7 @@ def test_what_gives_nothing_is_refused(family, comfy, whole, tmp_path):
     assert "te.safetensors" in refused(family, tmp_path / "te.safetensors")
 
 
+@in_comfyui
 def test_without_a_tokenizer_anywhere(family, comfy, monkeypatch, tmp_path):
     """Offline, and with no folder beside the files."""
     from huggingface_hub import constants
@@ -280,6 +288,7 @@ def test_without_a_tokenizer_anywhere(family, comfy, monkeypatch, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@in_comfyui
 def test_two_files_of_a_kind_in_a_folder(family, comfy, tmp_path):
     folder, files = comfy
     for name in ("one", "two"):
@@ -288,6 +297,7 @@ def test_two_files_of_a_kind_in_a_folder(family, comfy, tmp_path):
         family.backbone.check_encoders(str(tmp_path))
 
 
+@in_comfyui
 def test_what_is_not_whole(family, comfy, tmp_path):
     folder, files = comfy
     for part, file in files.items():
@@ -303,9 +313,8 @@ def test_what_is_not_whole(family, comfy, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@families(lambda backbone: not backbone.single)
 def test_without_files_of_its_own_a_model_says_so(family, tmp_path):
-    if family.backbone.single:
-        pytest.skip("it has some")
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     assert "takes a diffusers folder or a hub id alone" in refused(family, tmp_path / "x.safetensors")
 

@@ -13,6 +13,7 @@ METADATA = {
     "twinflow.base_model": "z-image",
     "twinflow.sampler": '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5], "warp": [1, 1, 1]}]',
     "twinflow.step": "700",
+    "modelspec.trigger_phrase": "sks",
 }
 
 
@@ -48,7 +49,7 @@ def test_model_save_keeps_what_the_file_says(comfy, goldens, run, name, loader):
     path = saved(comfy, run, model, f"{name}_{loader}")
     with safe_open(path, "pt") as written:
         found = written.metadata()
-    assert found["twinflow.step"] == "700" and found["twinflow.time"] == "two"
+    assert found["twinflow.step"] == "700" and found["twinflow.time"] == "two" and found["modelspec.trigger_phrase"] == "sks"
     again = run("TwinFlowModelLoader", model_name=path.name)[0]
     assert comfy.part("nodes.sampler").recommended(again).steps == 4
     torch.testing.assert_close(tiny.sampled(run, again, golden), tiny.sampled(run, model, golden), rtol=0.02, atol=0.02)

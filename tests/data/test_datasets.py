@@ -106,6 +106,7 @@ def test_a_table_alone(tmp_path, text):
         ('path = "a"\ncaption_dropout = 2', "caption_dropout is 2; expected a share"),
         ('path = "a"\ncaption_dropout = nan', "caption_dropout is nan; expected a share"),
         ("path = 3", "path is 3; expected a folder"),
+        ('path = "C:\\new\\table"', r"path is 'C:\\new\\table'; expected one without control .*a backslash begins a code"),
         ('path = "a"\n[[datasets]]\npath = "b"', "has tables beside path"),
         ("datasets = [7]", "datasets 1 is 7; expected a table"),
         ("path = ", "is not TOML or YAML"),

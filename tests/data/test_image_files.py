@@ -102,6 +102,40 @@ def test_floats_keep_their_range(white, values):
     assert (x[0, 0, [0, 12, 23]] - torch.tensor([-1.0, 0.0, 1.0])).abs().max() < 0.01
 
 
+def grey(values, bits: int, order: str = "<", sign: bool = False) -> bytes:
+    """A TIFF of whole grey values (H, W) with so many bits, written by hand."""
+    values = np.asarray(values)
+    if bits == 12:  # two values in three bytes
+        pairs = values.reshape(-1, 2)
+        data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs.tolist())
+    else:
+        data = values.astype(f"{order}{'i' if sign else 'u'}{bits // 8}").tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(data), 339: 1 + sign}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    pack = lambda form, *numbers: struct.pack(order + form, *numbers)
+    entries = b"".join(pack("HHII", tag, 4, 1, value) for tag, value in tags.items())
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + pack("I", 8) + pack("H", len(tags)) + entries + pack("I", 0) + data
+
+
+@pytest.mark.parametrize("bits, order", [(12, "<"), (16, "<"), (16, ">")])
+def test_whole_numbers_keep_the_range_of_their_bits(bits, order):
+    white = 2**bits - 1
+    x = pixels(grey(np.repeat([[0, 0, white // 2, white // 2, white, white]], 6, axis=0), bits, order), (6, 6))
+    assert (x[0, 3, [0, 3, 5]] - torch.tensor([-1.0, 0.0, 1.0])).abs().max() < 0.06
+    assert (x[0, 3, [0, 5]] - torch.tensor([-1.0, 1.0])).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("bits, sign, order", [(32, False, "<"), (32, True, "<"), (16, True, "<"), (16, True, ">")])
+def test_whole_numbers_whose_white_is_not_told_are_refused(bits, sign, order):
+    """By the header, so that the report counts them before anything is encoded."""
+    data = grey(np.full((4, 4), 1000), bits, order, sign)
+    for call in (size, remarks, lambda data: pixels(data, (4, 4))):
+        with pytest.raises(Broken, match="with a sign, or of 32 bits.*save it with 8 or 16 bits"):
+            call(data)
+
+
 def test_floats_that_are_no_numbers_are_black():
     array = np.full((8, 8), 0.5, np.float32)
     array[:, :4] = [np.nan, np.inf, -np.inf, -3]

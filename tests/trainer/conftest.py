@@ -11,7 +11,7 @@ from trainer.cli import main
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model", "digits", "--threads", "1", "--base-steps", "6", "--base-batch", "16", "--steps", "8", "--batch", "16",
-        "--save-every", "2", "--sample-every", "4", "--log-every", "1", "--evaluate", "40"]  # fmt: skip
+        "--warmup", "2", "--save-every", "2", "--sample-every", "4", "--log-every", "1", "--evaluate", "40"]  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

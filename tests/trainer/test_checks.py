@@ -110,6 +110,24 @@ def test_a_good_run_passes_and_nothing_is_made(tmp_path, capsys):
     assert not capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "options, notice",
+    [
+        (["--warmup", "5000"], "--warmup 5000 is not over within --steps 3000: the learning rate never reaches its peak"),
+        (["--steps", "100"], "--warmup 100 is not over within --steps 100"), (["--steps", "100", "--warmup", "99"], ""),
+        (["--steps", "50", "--warmup", "0"], ""), (["--epochs", "1"], ""),
+        (["--times", "logit-normal", "--time-normal=-1,1"], ""),
+        (["--time-normal=-0.8,1"], "--time-normal is not read: --times is beta"),
+        (["--times", "logit-normal", "--time-beta", "2,1"], "--time-beta is not read: --times is logit-normal"),
+        (["--time-beta", "2,1"], ""),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_is_said(capsys, options, notice):
+    assert main("lora", ["--model", "sana", *options, "--dry-run"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("a run would end here: ")]
+    assert len(said) == bool(notice) and all(line.startswith(notice) for line in said), said
+
+
 def found(settings, **changes):
     """What the checks say of a machine with this card, and what they notify of."""
     told = []

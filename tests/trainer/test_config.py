@@ -244,3 +244,10 @@ def test_what_other_trainers_call_it_is_answered(options, words, capsys):
 def test_misspelt_settings_are_answered_with_the_nearest():
     with pytest.raises(TrainerError, match="'guidence' is unknown; did you mean guidance"):
         resolve("lora", {"guidence": 1})
+
+
+@pytest.mark.parametrize("name", ["quantize", "tracker"])
+def test_off_in_a_file_is_none(tmp_path, name):
+    for word in ("off", "no", "false", "none"):
+        (tmp_path / "s.yaml").write_text(f"{name}: {word}\n")
+        assert resolve("lora", read_file(str(tmp_path / "s.yaml"), "lora")).flat()[name] == "none"

@@ -5,11 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from trainer import Stopped, TrainerError, console
+from trainer import Stopped, TrainerError, config, console
 from trainer.cli import main
+from trainer.generate import main as generate
+from trainer.runs import resume
+from trainer.tutorial import main as tutorial
 
 from .conftest import ROOT, TINY
 
@@ -91,6 +95,94 @@ def test_what_is_run_out_of_is_said(capsys, raised, code, words):
     assert console.guarded(act) == code
     error = capsys.readouterr().err
     assert all(word in error for word in words) and "Traceback" not in error and "more" not in error
+
+
+CONTROL = "a\x1b[2J\nb\tc\r\x07\x85\u2028\u202e"
+SHOWN = r"a\x1b[2J\nb\tc\r\x07\x85\u2028\u202e"
+
+
+def test_each_fault_is_one_line_whatever_it_names(capsys):
+    def act():
+        raise TrainerError(f"{CONTROL} is 1; expected 2", CONTROL)
+
+    assert console.guarded(act) == 2
+    assert capsys.readouterr().err == f"error: {SHOWN} is 1; expected 2\nerror: {SHOWN}\n"
+    assert console.shown("été, 猫 and 😀 \\ as they are") == "été, 猫 and 😀 \\ as they are"
+
+
+@pytest.mark.parametrize(
+    "run, options",
+    [
+        *((partial(main, "lora"), ["--model", "digits", own, CONTROL]) for own in (
+            "--targets", "--preset", "--steps", "--lr", "--roles", "--betas", "--config", "--base", "--init", "--attention",
+        )),
+        *((partial(main, "lora"), ["--model", "sana", "--dry-run", own, CONTROL]) for own in (
+            "--data", "--dataset", "--encoders", "--prompts", "--validation", "--encoders-device", "--time-shift",
+        )),
+        (partial(main, "lora"), ["--model", "sana", "--dry-run", "--source", CONTROL.replace("\n", "")]),
+        (partial(main, "lora"), ["--model", CONTROL]), (partial(main, "lora"), [f"--{CONTROL}", "1"]),
+        (partial(main, "full"), ["--model", "sana", "--dry-run", "--data", CONTROL]),
+        (partial(main, "full"), ["--lr", CONTROL]), (partial(main, "base"), ["--model", "digits", "--base-lr", CONTROL]),
+        (partial(main, "base"), [CONTROL]), (generate, [CONTROL]), (generate, ["run", "--each", CONTROL]),
+        (generate, ["run", "--output", f"{CONTROL}.jpg"]), (tutorial, ["--steps", CONTROL]), (tutorial, [CONTROL]),
+    ],
+)  # fmt: skip
+def test_control_characters_of_any_value(tmp_path, monkeypatch, capsys, run, options):
+    monkeypatch.chdir(tmp_path)
+    assert run(options) == 2
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and all(line.startswith(("error: ", "a run would end here: ")) for line in lines), lines
+    assert all(line[:-1].isprintable() and line.endswith("\n") for line in lines) and r"\x1b" in errors[0], lines
+
+
+@pytest.mark.parametrize("value", ["\n", "a\tb", "\x1b]0;title\x07"])
+def test_notices_are_one_line(capsys, value):
+    config.notice(f"--trigger {value} stays")
+    assert capsys.readouterr().err == f"--trigger {repr(value)[1:-1]} stays\n"
+    then, now = (config.resolve("lora", dict(model="sana", caption=text)) for text in ("old", value))
+    assert value not in (told := resume.changes(now, then)["caption"]) and repr(value)[1:-1] in told
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('data: "C:\\new\\table"', "data is 'C:\\\\new"), ('data: [a, "C:\\table"]', "data is "),
+        ('source: "D:\\best"', "source is "), ('out: "D:\\runs"', "out is "), ('{"init": "C:\\fine.safetensors"}', "init is "),
+        ('prompts: "C:\\texts.txt"', "prompts is "), ('validation: "E:\\base"', "validation is "),
+        ('data: "C:\\photos"', "line 1: found unknown escape character 'p'"),
+        ('a: 1\ndata: "C:\\Users"', "line 2: expected escape"),
+    ],
+)  # fmt: skip
+def test_a_path_of_windows_in_double_quotes(tmp_path, capsys, text, words):
+    (tmp_path / "s.yaml").write_text(text)
+    assert main("lora", ["--model", "sana", "--config", str(tmp_path / "s.yaml"), "--dry-run"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert words.replace("\\\\", "\\") in error and "a backslash begins a code: write / in its place" in error
+
+
+def test_texts_may_have_lines(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text('guidance_prompt: "a\\nb"\ncaption: |\n  one\n  two\nprompts: ["a\\tcat", "a\\ndog"]\n')
+    assert main("lora", ["--model", "sana", "--config", str(tmp_path / "s.yaml"), "--dry-run"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["guidance_prompt"] == "a\nb" and settings["caption"] == "one\ntwo\n" and "dog" in settings["prompts"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("\trank: 4", "line 1: found character '\\t'"), ("a: 1\nb: c: d", "line 2: mapping values"), ('x: "', "unexpected end"),
+        ("name: 1", "name is 1; expected a text: in a file in quotes"), ("data:", "data is None; expected a text"),
+        ("resolution: 512,768", "several resolutions are for a --dataset file"),
+        ("resolution: 1024x768", "expected one number"),
+        ("quantize: 3", "'nf4'"), ("lr: 1.0e+10", "lr is 10000000000.0; input should be less than or equal to 1000000000"),
+    ],
+)  # fmt: skip
+def test_what_a_file_says_wrong_is_named(tmp_path, capsys, text, words):
+    (tmp_path / "s.yaml").write_text(text)
+    assert main("lora", ["--model", "sana", "--config", str(tmp_path / "s.yaml"), "--dry-run"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert words in error, error
 
 
 def test_a_fault_of_ours_is_not_hidden():

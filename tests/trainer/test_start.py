@@ -30,12 +30,31 @@ def test_the_first_line_is_there_within_three_seconds(tmp_path):
     assert run.returncode == 2 and errors.count("\n") == 1 and errors.startswith("error: targets")
 
 
+@pytest.mark.parametrize("module, option", [("generate", "--each=0"), ("tutorial", "--steps=0")])
+def test_the_others_say_theirs_as_early(tmp_path, module, option):
+    before = time.monotonic()
+    command = [sys.executable, "-u", "-m", f"trainer.{module}", option, *[str(tmp_path)] * (module == "generate")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == f"trainer.{module}: loading PyTorch and diffusers ...\n"
+        assert time.monotonic() - before < 3
+        _, errors = run.communicate(timeout=250)
+    assert run.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+
+
 def test_nothing_that_takes_seconds_is_imported_before_it():
     code = (
-        "import sys, trainer.lora, trainer.full, trainer.base; print({'torch', 'diffusers', 'click', 'numpy'} & {*sys.modules})"
+        "import sys, trainer.lora, trainer.full, trainer.base, trainer.generate, trainer.tutorial; "
+        "print({'torch', 'diffusers', 'click', 'numpy'} & {*sys.modules})"
     )
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert made.stdout == "set()\n", made.stderr
+
+
+def test_what_is_imported_says_nothing():
+    """Neither of kernels for cards that are not here, nor of packages that nothing needs; in scripts, too."""
+    code = "import trainer.runs.generation, trainer.runs.run, diffusers; diffusers.StableDiffusion3Pipeline"
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

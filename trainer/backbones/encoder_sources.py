@@ -17,7 +17,7 @@ EXPECTED = "expected a diffusers folder, a hub id, ComfyUI's single files, or a 
 def places(source: str) -> list[str]:
     """Of a list by comma or line; a path that has a comma itself is one place."""
     found: list[str] = []
-    for line in source.splitlines():
+    for line in source.split("\n"):
         found += [line] if Path(line).expanduser().exists() else [place.strip() for place in line.split(",")]
     return [place for place in found if place]
 

@@ -23,7 +23,7 @@ from twinflow.weights import WeightsError, read_header
 
 from .. import TrainerError, data
 from ..backbones import Backbone, attention, backbone, sources
-from ..config import Settings, flag, notice
+from ..config import OPTIONS, Settings, flag, notice
 from ..data import prompts as prompt_files
 from ..data.buckets import Buckets
 from ..data.image_files import Broken, size
@@ -302,6 +302,18 @@ def resolution(facts: Facts, notify: Callable) -> Iterator[str]:
             )
 
 
+def schedules(facts: Facts, notify: Callable) -> None:
+    """What is given and has no effect, or another than it seems."""
+    training, objective = facts.settings.training, facts.settings.objective
+    if training.epochs is None and training.warmup >= training.steps:
+        notify(
+            f"--warmup {training.warmup} is not over within --steps {training.steps}: the learning rate never reaches its peak"
+        )
+    unread = {"beta": "time_normal", "logit-normal": "time_beta"}[objective.times]
+    if tuple(getattr(objective, unread)) != OPTIONS[unread].default:
+        notify(f"{flag(unread)} is not read: --times is {objective.times}")
+
+
 def targets(facts: Facts, notify: Callable) -> None:
     if facts.settings.mode == "lora":
         facts.known.lora_targets(skeleton(facts.known), facts.settings.adapter.targets)
@@ -422,6 +434,6 @@ def not_writable(folder: Path) -> str:
 
 
 CHECKS = (
-    machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, targets, init, block_swap,
-    libraries, cache_folder, on_disk, on_the_card, in_host_memory,
+    machine, packages, launch, source, encoders, training_data, validation_data, prompts, resolution, schedules, targets, init,
+    block_swap, libraries, cache_folder, on_disk, on_the_card, in_host_memory,
 )  # fmt: skip

@@ -106,6 +106,7 @@ def losses(rows: list[dict], path: Path) -> None:
             if points:
                 ax.plot(*zip(*points), label=term, lw=1.6 if term == "loss" else 0.8)
         ax.set(title=stage, xlabel="step", yscale="log")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize=8)
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("loss")

@@ -79,6 +79,7 @@ def draw(args: argparse.Namespace) -> None:
         for own in tqdm(wanted, desc="drawing", unit="image")
     ]
     del network
+    console.loading(f"the autoencoder of {known.name}")
     about: dict[str, Any] = dict(model=settings.model, run=settings.run.name, trained=provenance.step, weights=weights.name)
     about |= dict(hash=digest(weights), base=settings.data.source or known.core.models[known.name] or known.name)
     shown: dict[tuple[int, int], list[Tensor]] = {}

@@ -193,7 +193,6 @@ class ImageRun:
 
     def images(self, settings: Settings, latents: list[Tensor], device: torch.device) -> Iterator[Tensor]:
         """One after the other; the autoencoder is loaded for them, and freed."""
-        console.loading(f"the autoencoder of {self.backbone.name}")
         codec = self.backbone.image_codec(encoders.source_of(self.backbone, settings), device=device)
         tile(codec.vae)  # the transformer leaves little room
         return (codec.decode(x.to(device)).cpu() for x in latents)
