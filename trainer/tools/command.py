@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ..weights.deferred import made, outlines
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(console.Parser):
     def __init__(self, name: str, description: str, examples: Iterable[str]):
         super().__init__(
             prog=f"python -m trainer.{name}",
@@ -28,9 +28,6 @@ class Parser(argparse.ArgumentParser):
             epilog="\n".join(["examples:", *(f"  python -m trainer.{name} {example}" for example in examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-
-    def error(self, message: str) -> NoReturn:
-        raise TrainerError(f"{message} (see --help)")
 
     def add_model(self) -> None:
         self.add_argument(
