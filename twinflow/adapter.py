@@ -1,6 +1,6 @@
 """LoRA files of any layout, and our adapters, under diffusers' names of the model that they are put on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -38,14 +38,22 @@ class Adapter:
         return {f"{name}.lora_{half}.weight": t for name, half, t in halves} | self.second
 
 
-def read_adapter(path: Path, backbone: Backbone, model: nn.Module, idle: Iterable[str] = (), named: str = "") -> Adapter:
+def read_adapter(
+    path: Path,
+    backbone: Backbone,
+    model: nn.Module,
+    idle: Iterable[str] = (),
+    named: str = "",
+    leave: Container[str] = (),
+) -> Adapter:
     """The file's LoRA and second time embedder.  model: a plain one, maybe without weights.
 
-    idle: modules of it whose output nothing uses.  named: what stands before the file in messages.  Raises WeightsError for
-    what does not fit the model, and for anything that is not a plain LoRA.
+    idle: modules of it whose output nothing uses.  named: what stands before the file in messages.  leave: names of tensors
+    that are not read.  Raises WeightsError for what does not fit the model, and for anything that is not a plain LoRA.
     """
     refuse = lambda what: WeightsError(f"{named}{path}: {what}")
-    tensors, metadata = load(path), read_header(path).metadata
+    header = read_header(path)
+    tensors, metadata = load(path, [name for name in header.tensors if name not in leave]), header.metadata
     if wrong := [name for name, t in tensors.items() if not t.is_floating_point() or not t.float().isfinite().all()]:
         raise refuse(f"{wrong[0]!r} ({len(wrong)} such) holds {tensors[wrong[0]].dtype}, or numbers that are not finite")
     parts = {name: t for name, t in tensors.items() if lora_names.is_part(name)}

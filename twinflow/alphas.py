@@ -9,6 +9,8 @@ from typing import Any
 class Alphas:
     """Settings as JSON in `lora_adapter_metadata`, or each under its own name, with `transformer.` before it or without."""
 
+    NAMES = ("lora_adapter_metadata", "lora_alpha", "network_alpha", "alpha_pattern", "use_rslora")  # that are read
+
     def __init__(self, metadata: Mapping[str, str]):
         inner = _parsed(metadata.get("lora_adapter_metadata"))
         found = {**metadata, **(inner if isinstance(inner, dict) else {})}

@@ -17,7 +17,7 @@ from trainer.runs import summary
 from .conftest import ROOT, TINY
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "README_zh.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))]
-WITHOUT_SETTINGS = ("generate", "extract", "merge")  # commands that train nothing
+WITHOUT_SETTINGS = ("generate", "extract", "merge", "convert")  # commands that train nothing
 SETTINGS = [
     ("lora", dict(model="qwen-image", data='it\'s a "folder"; $HOME `x`', caption="-1 degree", name="run of mine")),
     ("lora", dict(model="qwen-image", times="logit-normal", time_normal=[-0.8, 1.0], lr=1.23456789e-4, checkpointing=False)),
@@ -116,7 +116,7 @@ def test_help(module, capsys):
     assert found
     for command in found:
         if "[options]" not in command and "[-h]" not in command:
-            understood(shlex.split(command))
+            understood(shlex.split(command, comments=True))
 
 
 def test_errors_name_options_as_they_are_typed(tmp_path, capsys):

@@ -164,6 +164,10 @@ class DiffusersBackbone:
                 return None
             raise
 
+    def marks(self, model: nn.Module) -> dict[str, Tensor]:
+        """The markers that a file of this model has."""
+        return {}
+
     def sized(self, model: nn.Module) -> Any:
         """This backbone, but of the size of a model that load or outline gave."""
         config: Any = getattr(model, "config", None)

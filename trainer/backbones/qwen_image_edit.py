@@ -36,9 +36,12 @@ class QwenImageEdit(QwenImage):
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
         model = super().load(source, dtype=dtype, distilled=distilled)
-        if getattr(model.config, "zero_cond_t", False):
-            model.register_buffer(TIME_ZERO, torch.zeros(0))  # so it is in the weights file
+        for name, mark in self.marks(model).items():
+            model.register_buffer(name, mark)  # so it is in the weights file
         return model
+
+    def marks(self, model: Any) -> dict[str, Tensor]:
+        return {TIME_ZERO: torch.zeros(0)} if getattr(model.config, "zero_cond_t", False) else {}
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict:
         return super().architecture(shapes) | ({"zero_cond_t": True} if TIME_ZERO in shapes else {})

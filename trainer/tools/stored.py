@@ -74,12 +74,13 @@ def open_model(source: str, *, name: str | None = None, dtype: torch.dtype | Non
     for file in files:
         metadata |= read_header(file.path).metadata if file.path.suffix.lower() in packed.SAFE else {}
         found |= deferred(file, dtype)
-    known = backbone_of(source, found, metadata, name)
+    known: Any = backbone_of(source, found, metadata, name)
     own, unknown = parted(found)
     tensors = known.core.layout.to_diffusers(own)
     network = fitted(known, outlines(tensors), folder, source)
-    have = network.state_dict().keys() | set(getattr(known, "markers", ()))
+    have = network.state_dict().keys() | set(known.markers)
     extra = {name: tensors.pop(name) for name in list(tensors) if name not in have}
+    tensors |= known.marks(network)
     return Stored(source, [file.path for file in files], folder, known, network, tensors, unknown | extra, metadata)
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 
 from ..layouts import Layout, bare
+from ..lora_names import TEXT_ENCODER, is_part, split
 from ..time_embedding import SecondEmbedder
 
 Shapes = Mapping[str, tuple[int, ...]]  # of a transformer's tensors, by diffusers' names
@@ -29,6 +30,7 @@ class Backbone:
     native_scale: what ComfyUI multiplies sigma with before its class gets it.
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
     others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
+    modules: those with a weight, by diffusers' names, as a regular expression.
     signed_time: of the released weights, whose files name nothing (see Provenance).  gguf: what ComfyUI-GGUF calls the model.
     pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
@@ -45,6 +47,7 @@ class Backbone:
     variant: bool = False
     note: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
+    modules: str = ""
     signed_time: bool = True
     gguf: str = ""
     pipelines: str = ""
@@ -68,6 +71,31 @@ def find(names: Collection[str]) -> Backbone | None:
         if not backbone.variant and (backbone.layout.native in names or backbone.layout.diffusers in names):
             return backbone
     return None
+
+
+class Modules:
+    """A container of the names that modules of a backbone may have in LoRA files, of any number of blocks: diffusers' and
+    ComfyUI's, with dots or underscores between their parts."""
+
+    def __init__(self, record: Backbone):
+        self.layout = record.layout
+        self.names = re.compile(record.modules + "|" + record.modules.replace(r"\.", "_"))
+        native = (re.escape(rule.native).replace(r"\{n\}", r"\d+").replace(r"\*", ".+") for rule in record.layout.rules)
+        self.flat = re.compile("|".join(pattern.replace(r"\.", "_") for pattern in native) or r"(?!)")
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        behind = [module for parts in self.layout.names_behind([name]).values() for module, _ in parts]
+        known = any(self.names.fullmatch(module) for module in (name, *behind))
+        return known or ("." not in name and not name.startswith("lora_") and self.flat.fullmatch(name) is not None)
+
+
+def of_modules(keys: Iterable[str]) -> list[Backbone]:
+    """The backbones, variants left out, that have a module for each key of a LoRA file (text encoders' left out)."""
+    keys = [key for key in keys if is_part(key) and not TEXT_ENCODER.search(key)]
+    fits = lambda record: all(split(key.replace("_lora.", ".lora_"), Modules(record)) for key in keys)
+    return [record for record in all_backbones().values() if keys and not record.variant and record.modules and fits(record)]
 
 
 def is_second_embedder(key: str) -> bool:

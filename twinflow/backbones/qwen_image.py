@@ -28,6 +28,11 @@ BACKBONE = Backbone(
     time=TIME,
     native_time=TIME,
     second=keys("time_text_embed_2.timestep_embedder", ("linear_1", "linear_2")),
+    modules=(
+        r"img_in|txt_in|txt_norm|proj_out|norm_out\.linear|time_text_embed\.timestep_embedder\.linear_[12]"
+        r"|transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out|norm_(added_)?[qk])"
+        r"|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
+    ),
     gguf="qwen_image",
     others={"time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered"},
     pipelines=r"QwenImage(Img2Img|Inpaint|ControlNet(Inpaint)?)?Pipeline",

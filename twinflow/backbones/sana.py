@@ -44,4 +44,9 @@ BACKBONE = Backbone(
     native_time=TIME,
     second=keys("time_embed_2", ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")),
     pipelines=r"Sana(PAG|ControlNet)?Pipeline",
+    modules=(
+        r"caption_norm|caption_projection\.linear_[12]|patch_embed\.proj|proj_out|time_embed\.linear"
+        r"|time_embed\.emb\.timestep_embedder\.linear_[12]"
+        r"|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0|norm_[qk])|ff\.conv_(depth|inverted|point))"
+    ),
 )

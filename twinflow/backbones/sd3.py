@@ -80,6 +80,11 @@ BACKBONE = Backbone(
     native_time=SecondEmbedder("t_embedder", "t_embedder_2", scale=1000.0, init="normal"),
     second=keys("t_embedder_2.mlp", "02") + keys("y_embedder_2.mlp", "02"),
     native_scale=1000.0,
+    modules=(
+        r"context_embedder|norm_out\.linear|pos_embed\.proj|proj_out|time_text_embed\.(text|timestep)_embedder\.linear_[12]"
+        r"|transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out|norm_(added_)?[qk])"
+        r"|(ff|ff_context)\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
+    ),
     gguf="sd3",
     pipelines=r"StableDiffusion3\w*Pipeline",
 )

@@ -1,0 +1,64 @@
+"""LoRA files in the layouts of others, from ours: pairs (down, up) of diffusers' modules, alpha folded in."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from twinflow.layouts import Layout, exchanged, last_block
+
+from ..backbones import Backbone
+from ..weights.lora_file import Pair
+
+
+def ours(known: Backbone, modules: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """What trainer.lora writes and ComfyUI's stock loader takes whole."""
+    return with_prefix(known.prefix, modules)
+
+
+def diffusers(known: Backbone, modules: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """What load_lora_weights of a pipeline takes."""
+    return with_prefix("transformer.", modules)
+
+
+def with_prefix(prefix: str, modules: Mapping[str, Pair]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}.lora_{half}.weight": t for name, pair in modules.items() for half, t in zip("AB", pair)}
+
+
+def kohya(known: Backbone, modules: Mapping[str, Pair]) -> dict[str, Tensor]:
+    """lora_unet_ and underscores, ComfyUI's modules, an alpha that is the rank."""
+    out: dict[str, Tensor] = {}
+    for name, pair in to_native(known.core.layout, modules).items():
+        start = "lora_unet_" + name.replace(".", "_")
+        out |= {f"{start}.lora_down.weight": pair.down, f"{start}.lora_up.weight": pair.up}
+        out[f"{start}.alpha"] = torch.tensor(float(len(pair.down)))
+    return out
+
+
+def to_native(layout: Layout, modules: Mapping[str, Pair]) -> dict[str, Pair]:
+    """By ComfyUI's modules.  q, k and v that share A are one LoRA of the fused layer; else A is stacked, B block by block."""
+    last, out = last_block(f"{name}." for name in modules), {}
+    fused: dict[str, dict[int, Pair]] = {}
+    for name, pair in modules.items():
+        place = layout.place(name, last)
+        if place is None:
+            out[name] = pair
+        elif place.third is None:
+            out[place.module] = Pair(pair.down, exchanged(pair.up)) if place.swapped else pair
+        else:
+            fused.setdefault(place.module, {})[place.third] = pair
+    for module, thirds in fused.items():
+        rows = len(next(iter(thirds.values())).up)
+        downs = [pair.down for pair in thirds.values()]
+        if len(thirds) == 3 and all(torch.equal(downs[0], down) for down in downs[1:]):
+            out[module] = Pair(downs[0], torch.cat([thirds[i].up for i in range(3)]))
+            continue
+        up, at = torch.zeros(3 * rows, sum(map(len, downs))), 0
+        for third, pair in thirds.items():
+            up[third * rows : (third + 1) * rows, at : at + len(pair.down)] = pair.up
+            at += len(pair.down)
+        out[module] = Pair(torch.cat(downs), up)
+    return out
+
+
+LAYOUTS = {"comfyui": ours, "diffusers": diffusers, "kohya": kohya}
