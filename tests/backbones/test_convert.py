@@ -105,7 +105,8 @@ def test_a_fused_lora_goes_to_three_and_is_fused_again(family, tmp_path):
     thirds = [n for n, m in last.named_modules() if isinstance(m, torch.nn.Linear) and family.backbone.core.layout.place(n, 99)]
     thirds = [n for n in thirds if family.backbone.core.layout.place(n, 99).third is not None][:3]
     if not thirds:
-        pytest.skip("nothing is fused")
+        assert family.backbone.core.name in ("qwen-image", "qwen-image-edit", "sana", "openuni")  # that fuse nothing
+        return
     width = last.get_submodule(thirds[0]).weight.shape
     down = torch.randn(2, width[1])
     (pair,) = to_native(family.backbone.core.layout, {n: Pair(down, torch.randn(width[0], 2)) for n in thirds}).values()
