@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
-.PHONY: setup demo tutorial test lint test-comfyui bench bench-comfyui clean
+.PHONY: setup demo tutorial test coverage lint test-comfyui bench bench-comfyui clean
 
 setup: $(STAMP)
 
@@ -43,7 +43,11 @@ lint: $(STAMP)
 
 test: lint
 	@echo "== pytest"
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --cov --cov-report=term:skip-covered # two processes of one thread each
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile # two processes of one thread each
+
+coverage: $(STAMP)
+	@echo "== pytest, and what of the code it runs (takes longer than make test)"
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # COMFYUI_PATH names the checkout, COMFYUI_PYTHON the interpreter that has its requirements and pytest.
 COMFYUI_PATH ?= $(HOME)/ComfyUI

@@ -2,10 +2,7 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,32 +13,21 @@ from trainer.backbones.emoji import to_images, to_latents
 from trainer.cli import main
 from trainer.data.emoji import vocabulary
 from trainer.generate import main as generate
+from trainer.runs import emoji, two_sample
 from twinflow.backbones.emoji import SHIPPED
 from twinflow.weights import load, read_header
 from twinflow.words import load_words
 
-ROOT = Path(__file__).parents[2]
-TINY = [
-    "--model",
-    "emoji",
-    "--threads",
-    "1",
-    "--tracker",
-    "none",
-    "--log-every",
-    "1",
-    "--save-every",
-    "1",
-    "--sample-every",
-    "0",
-]
-BASE = [*TINY, "--base-steps", "5", "--base-batch", "4", "--validate-every", "1000", "--evaluate", "0"]
+from ..processes import Started
+
+TINY = ["--model", "emoji", "--threads", "1", "--tracker", "none", "--log-every", "1", "--save-every", "1",
+        "--sample-every", "0"]  # fmt: skip
+BASE = [*TINY, "--base-steps", "5", "--base-batch", "50", "--validate-every", "1000", "--evaluate", "0"]
 FILES = "base.safetensors", "words.safetensors"
 
 
 def start(out, name):
-    command = [sys.executable, "-m", "trainer.base", *BASE, "--out", str(out), "--name", name]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Started("trainer.base", *BASE, "--out", out, "--name", name, files=out)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +108,12 @@ def test_the_shipped_base():
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    options = [*TINY, "--out", str(out), "--steps", "2", "--batch", "5", "--evaluate", "6", "--warmup", "1"]
-    assert main("lora", options) == 0
+    options = [*TINY, "--out", str(out), "--steps", "2", "--batch", "50", "--evaluate", "6", "--warmup", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_sample, "FEWEST", 1)
+        patch.setattr(two_sample, "STEPS", 2)
+        patch.setattr(emoji, "ACROSS", 1)
+        assert main("lora", options) == 0
     return out / "emoji-lora"
 
 

@@ -1,9 +1,7 @@
 """Two processes on the CPU (gloo), DDP and FSDP2: one process's losses and gradients, exact resuming, a whole run."""
 
-import os
+import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ import torch
 
 from twinflow.weights import load
 
-ROOT = Path(__file__).parents[2]
+from ..processes import Started
+
 KINDS = ("ddp", "fsdp2")
 
 
@@ -20,21 +19,17 @@ def together(folder, *task, worker="worker.py") -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-                  ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))  # fmt: skip
+    common = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     processes = []
     for rank in ("0", "1"):
-        env = os.environ | common | dict(RANK=rank, LOCAL_RANK=rank)
-        command = [sys.executable, str(ROOT / "tests" / "scale" / worker), str(folder), *task]
-        out = open(folder / f"out-{rank}.txt", "w")
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT))
+        environment = common | dict(RANK=rank, LOCAL_RANK=rank)
+        processes.append(Started(Path(__file__).with_name(worker), folder, *task, files=folder, environment=environment))
     try:
-        codes = [p.wait(timeout=600) for p in processes]
+        outputs = ["".join(process.communicate(timeout=600)) for process in processes]
     finally:
-        for p in processes:
-            p.kill()
-    outputs = [(folder / f"out-{rank}.txt").read_text() for rank in "01"]
-    assert codes == [0, 0], "\n".join(text[-3000:] for text in outputs)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-3000:] for text in outputs)
     return outputs[0]
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from trainer import TrainerError
 from trainer.training import checkpoint, sharded
@@ -50,16 +51,34 @@ def test_a_table_of_contents_runs_no_code(folder, tmp_path):
 KINDS = [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn]
 
 
-def test_a_streamed_file_is_the_saved_file(tmp_path):
-    g = torch.Generator().manual_seed(0)
+def some(g):
     tensors = {f"n{i}.{k}": torch.randn(i, 3, generator=g).to(kind) for k, kind in enumerate(KINDS) for i in (2, 0, 10)}
-    tensors |= {"scalar": torch.ones(()), 'a ü"': torch.ones(3, 4).T}
-    save(tensors, tmp_path / "a", {"x": "ü"})
-    save_streamed(tensors, (tensors[name] for name in file_order(tensors)), tmp_path / "b", {"x": "ü"})
-    a, b = (read_header(tmp_path / name) for name in "ab")
-    assert a.metadata == b.metadata and list(a.tensors.items()) == list(b.tensors.items())
+    return tensors | {"scalar": torch.ones(()), 'a ü"': torch.ones(3, 4).T}
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    """In whatever order the tensors come; metadata stay in theirs.  The library reads what was meant."""
+    tensors, about = some(torch.Generator().manual_seed(0)), {"z": "1", "x": "ü", "a": "2"}
+    save(tensors, tmp_path / "a", about)
+    save(dict(reversed(tensors.items())), tmp_path / "b", about)
+    save_streamed(tensors, (tensors[name] for name in file_order(tensors)), tmp_path / "c", about)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b == c
+    assert list(read_header(tmp_path / "a").metadata.items()) == [("format", "pt"), *about.items()]
+    save(tensors, tmp_path / "d", dict(reversed(about.items())))
+    assert list(read_header(tmp_path / "d").metadata) == ["format", *reversed(about)] and (tmp_path / "d").read_bytes() != a
+    found = load_file(tmp_path / "a")
+    assert found.keys() == tensors.keys()
+    assert all(t.dtype == found[name].dtype and torch.equal(t, found[name]) for name, t in tensors.items())
+
+
+def test_a_file_is_laid_out_as_the_library_does(tmp_path):
+    tensors = {name: t.contiguous() for name, t in some(torch.Generator().manual_seed(0)).items()}
+    save(tensors, tmp_path / "a")
+    save_file(tensors, tmp_path / "b")
     a, b = ((tmp_path / name).read_bytes() for name in "ab")
-    assert a[:8] == b[:8] and a[8 + int.from_bytes(a[:8], "little") :] == b[8 + int.from_bytes(a[:8], "little") :]
+    assert list(read_header(tmp_path / "a").tensors.items()) == list(read_header(tmp_path / "b").tensors.items())
+    assert a[8 + int.from_bytes(a[:8], "little") :] == b[8 + int.from_bytes(b[:8], "little") :]
 
 
 def test_a_streamed_file_is_whole_or_absent(tmp_path):

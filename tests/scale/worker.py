@@ -18,6 +18,7 @@ from tiny import batch, config, plain  # beside this file; a dependency brings a
 
 from trainer.config import Training, resolve
 from trainer.data.order import rows_at
+from trainer.runs import digits
 from trainer.runs import run as runs
 from trainer.runs.run import averaged
 from trainer.seeds import seed_of
@@ -194,9 +195,8 @@ def resume(accelerator, folder, kind):
     for mode in ("lora", "full"):
         if kind == "fsdp2":
             shard(accelerator)
-        whole = train("qwen-image", mode, accelerator, folder / f"{mode}-whole", 4)[-1]
-        place = folder / f"{mode}-parts"
-        train("qwen-image", mode, accelerator, place, 4)
+        place = folder / mode
+        whole = train("qwen-image", mode, accelerator, place, 4)[-1]
         if accelerator.is_main_process:
             newest = checkpoint.newest(place / "checkpoints")  # as if killed at step 3
             shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
@@ -214,9 +214,10 @@ def whole_run(folder, kind, mode):
     original = runs.start_accelerator
     if kind == "fsdp2":
         runs.start_accelerator = lambda *args: shard(original(*args))
+    shown, digits.DigitsRun.shown = digits.DigitsRun.shown, lambda *args: shown(*args)[:2]  # all that is drawn takes long
     settings = dict(
         out=folder, base_steps=2, base_batch=8, steps=4, batch=2, accumulation=2, save_every=2, sample_every=2, log_every=1,
-        evaluate=0, tracker="none", optimizer="adamw", base_optimizer="adamw", checkpointing=True, ema=0.9,
+        sample_base=2, evaluate=0, tracker="none", optimizer="adamw", base_optimizer="adamw", checkpointing=True, ema=0.9,
     ) | (dict(rank=2) if mode == "lora" else {})  # fmt: skip
     runs.run(resolve(mode, settings))
 

@@ -1,17 +1,20 @@
 """Runs of the real trainer, as small as they come."""
 
-import subprocess
-import sys
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 from trainer.cli import main
+from trainer.runs import quality
+
+from ..processes import Started
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--model", "digits", "--threads", "1", "--base-steps", "6", "--base-batch", "16", "--steps", "8", "--batch", "16",
-        "--warmup", "2", "--save-every", "2", "--sample-every", "4", "--log-every", "1", "--evaluate", "40"]  # fmt: skip
+        "--warmup", "2", "--save-every", "2", "--sample-every", "0", "--log-every", "1", "--evaluate", "0"]  # fmt: skip
+LOOKED_AT = ["--sample-every", "8", "--sample-base", "2", "--evaluate", "40"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,12 +22,20 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_judge():
+    """Trained once, and not for each run that is judged: it is always the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quality, "Judge", functools.cache(quality.Judge))
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A folder with two finished runs, digits-lora and digits-full, of the same base."""
+    """A folder with two finished runs, digits-lora and digits-full, of the same base, judged and with samples."""
     out = tmp_path_factory.mktemp("runs")
     for mode in ("lora", "full"):
-        assert main(mode, [*TINY, "--out", str(out)]) == 0
+        assert main(mode, [*TINY, *LOOKED_AT, "--out", str(out)]) == 0
     return out
 
 
@@ -35,11 +46,7 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture
-def start():
+def start(tmp_path_factory):
     """start("lora", option, ...): a tiny run as a process of its own."""
-
-    def run(mode: str, *options) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"trainer.{mode}", *TINY, *map(str, options)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return run
+    files = tmp_path_factory.mktemp("printed")
+    return lambda mode, *options: Started(f"trainer.{mode}", *TINY, *options, files=files)

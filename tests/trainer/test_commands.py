@@ -1,5 +1,7 @@
 """Every command that is printed runs when it is pasted: in summary.md, in --help, in errors and in the documents."""
 
+import functools
+import json
 import os
 import re
 import shlex
@@ -86,21 +88,29 @@ def test_the_command_of_a_summary_means_the_same_settings(mode, given):
     assert again is not None and again.flat() == settings.flat()
 
 
-def test_a_summary_is_pasted_into_a_shell(tmp_path):
-    """In a folder with all that a shell reads as its own."""
+def test_a_summary_is_pasted_into_a_shell(tmp_path, capsys):
+    """In a folder with all that a shell reads as its own: the words that it makes of a command are those that were meant."""
     out, name = tmp_path / "it's $HOME & `x`; 猫", '-1 "run"'
-    call = lambda text: subprocess.run(
-        ["sh", "-c", text.replace("python -m", f"{shlex.quote(sys.executable)} -m")], cwd=ROOT, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    made = call(shell.join(["python", "-m", "trainer.lora", *TINY, "--evaluate", "0", "--out", str(out), f"--name={name}"]))
-    assert made.returncode == 0, made.stderr
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+
+    def call(text: str) -> tuple[int, str]:
+        """What comes of a command of `python -m trainer.MODULE`, whose words a shell has read."""
+        told = text.replace("python -m", shlex.join([sys.executable, "-c", code]))
+        done = subprocess.run(["sh", "-c", told], capture_output=True, text=True, timeout=100)
+        module, *words = json.loads(done.stdout)
+        run = generate.main if module == "trainer.generate" else functools.partial(cli.main, module.removeprefix("trainer."))
+        ended = run(words)
+        printed = capsys.readouterr()
+        return ended, printed.out + printed.err
+
+    made, said = call(shell.join(["python", "-m", "trainer.lora", *TINY, "--out", str(out), f"--name={name}"]))
+    assert made == 0, said
     text = (out / name / "summary.md").read_text("utf-8")
     train, draw = re.findall(r"^```\n(python.*?)```", text, re.M | re.S)
-    again = call(train)
-    assert again.returncode == 0 and "is finished" in again.stdout, again.stderr
-    drawn = call(draw.strip() + " " + shell.join(["--each", "1", "--output", str(tmp_path / "a b")]))
-    assert drawn.returncode == 0 and (tmp_path / "a b" / "grid.png").exists(), drawn.stderr
+    again, said = call(train)
+    assert again == 0 and "is finished" in said, said
+    drawn, said = call(draw.strip() + " " + shell.join(["--each", "1", "--output", str(tmp_path / "a b")]))
+    assert drawn == 0 and (tmp_path / "a b" / "grid.png").exists(), said
 
 
 @pytest.mark.parametrize("module", ["lora", "full", "base", *WITHOUT_SETTINGS])

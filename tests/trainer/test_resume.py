@@ -15,7 +15,7 @@ def wait_for(pattern, folder, process, seconds=120):
     while not list(folder.glob(pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"no {pattern} in {folder}"
-        time.sleep(0.01)
+        time.sleep(0.002)
 
 
 def same(a, b):

@@ -13,7 +13,7 @@ from trainer.cli import main
 
 from .conftest import ROOT, TINY
 
-COMMAND = [sys.executable, "-u", "-m", "trainer.lora", *TINY, "--evaluate", "0"]
+COMMAND = [sys.executable, "-u", "-m", "trainer.lora", *TINY]
 
 
 def start(*options, **changes):
@@ -58,7 +58,7 @@ def test_what_is_imported_says_nothing():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
-@pytest.mark.parametrize("seconds", [0, 0.5, 1.5, 3, 6, 10])
+@pytest.mark.parametrize("seconds", [0, 0.5, 2, 5])
 def test_ctrl_c_at_any_time_is_one_line(tmp_path, seconds):
     with start("--out", tmp_path, "--steps", "500", "--base-steps", "500") as run:
         assert "loading PyTorch" in run.stdout.readline()
@@ -120,9 +120,6 @@ def test_absurd_values(tmp_path, monkeypatch, capsys, option, value):
 
 
 def test_streams_that_are_closed(tmp_path):
-    """As `>&- 2>&-`, and a reader that has gone."""
-    for options in (["--dry-run"], ["--targets", "to_x"]):
-        made = subprocess.run(
-            ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *COMMAND, "--out", str(tmp_path), *options], cwd=ROOT, timeout=250
-        )
-        assert made.returncode == (2 if "to_x" in options else 0), options
+    """As `>&- 2>&-`: neither its first line nor its error can go anywhere."""
+    call = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *COMMAND, "--out", str(tmp_path), "--targets", "to_x"]
+    assert subprocess.run(call, cwd=ROOT, timeout=250).returncode == 2

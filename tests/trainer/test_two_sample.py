@@ -2,7 +2,9 @@
 
 import torch
 
-from trainer.runs.two_sample import auc
+from trainer.runs.two_sample import FEWEST, auc, told_apart
+
+ROWS = 60
 
 
 def noise(rows, seed):
@@ -11,11 +13,17 @@ def noise(rows, seed):
 
 def test_what_is_alike_and_what_is_not():
     before = torch.get_rng_state()
-    assert 0.35 < auc(noise(200, 0), noise(200, 1)) < 0.65
-    assert auc(noise(200, 0), noise(200, 1) * 0.5) > 0.99
+    assert 0.35 < auc(noise(ROWS, 0), noise(ROWS, 1)) < 0.65
+    assert auc(noise(ROWS, 0), noise(ROWS, 1) * 0.5) > 0.99
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_pairs_that_nearly_agree():
-    a = noise(200, 0)
-    assert 0.35 < auc(a, (a + 0.001 * noise(200, 1)).clamp(0, 1)) < 0.65
+    a = noise(ROWS, 0)
+    assert 0.35 < auc(a, (a + 0.001 * noise(ROWS, 1)).clamp(0, 1)) < 0.65
+
+
+def test_a_column_of_a_table():
+    few, base = noise(FEWEST - 1, 0), noise(FEWEST, 1)
+    assert [told_apart(a, b) for a, b in ((base, base), (base, None), (few, base), (base, few))] == [""] * 4
+    assert told_apart(noise(FEWEST, 0) * 0.2, base) > 0.9

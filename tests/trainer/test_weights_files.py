@@ -2,6 +2,8 @@
 
 import errno
 import signal
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def test_every_save_leaves_a_file(finished, mode, kept):
 def test_so_many_are_kept(finished, tmp_path, tiny, number):
     base = ["--base", str(finished / "digits-lora" / "base.safetensors")]
     options = ["--out", str(tmp_path), "--keep-weights", str(number), "--name", "step-00000001"]  # named like a state
-    assert main("lora", [*tiny, *base, *options, "--evaluate", "0"]) == 0
+    assert main("lora", [*tiny, *base, *options]) == 0
     assert steps_of(tmp_path / "step-00000001") == [2, 4, 6, 8][-number:]
     assert len(checkpoint.list_all(tmp_path / "step-00000001" / "checkpoints")) == 2
 
@@ -127,28 +129,36 @@ def test_a_full_disk_at_the_end_is_one_line_and_nothing_is_trained_twice(finishe
 
 @pytest.mark.parametrize("name", ["samples_base_1nfe.safetensors", "grid.png", "quality.md", "summary.md", "metrics.json"])
 def test_a_full_disk_while_judging_is_one_line_and_the_weights_are_kept(finished, tmp_path, tiny, monkeypatch, capsys, name):
-    """The error names the file that could not be written."""
+    """While a file is written, and before it is there at all: both name the file that could not be written."""
     import twinflow.weights as library
-    from trainer.runs import drawing, quality, summary
+    from trainer.runs import drawing
 
     def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", name)
+        raise OSError(errno.ENOSPC, "No space left on device", *([] if name.endswith(".safetensors") else [name]))
+
+    def opened(path, *mode):
+        return nullcontext(SimpleNamespace(write=full)) if name in str(path) else open(path, *mode)
 
     mkstemp = library.tempfile.mkstemp
-    options = [*tiny, "--base", str(finished / "digits-lora" / "base.safetensors"), "--out", str(tmp_path)]
+    judged = name not in ("summary.md", "metrics.json")
+    options = [*tiny, "--base", str(finished / "digits-lora" / "base.safetensors"), "--out", str(tmp_path), "--steps", "2",
+               *(["--evaluate", "20"] if judged else [])]  # fmt: skip
     with monkeypatch.context() as patch:
-        if name not in ("grid.png", "quality.md"):
-            patch.setattr(library.tempfile, "mkstemp", lambda **o: full() if name in o["prefix"] else mkstemp(**o))
-        else:
+        if name.endswith(".safetensors"):
+            patch.setattr(library, "open", opened, raising=False)
+        elif judged:
             patch.setattr(drawing, "grid" if name == "grid.png" else "table", full)
-        assert quality and summary and main("lora", options) == 1
+        else:
+            patch.setattr(library.tempfile, "mkstemp", lambda **o: full() if name in o["prefix"] else mkstemp(**o))
+        assert main("lora", options) == 1
     captured = capsys.readouterr()
     error = captured.err.strip().splitlines()[-1]
     assert (
         error.startswith("error: ") and name in error and "No space left on device" in error and "Traceback" not in captured.err
     )
     assert "same command again" in error and files.final(tmp_path / "digits-lora", "digits-lora").exists()
-    assert main("lora", options) == 0 and "step 8 of 8" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert main("lora", options) == 0 and "step 2 of 2" in capsys.readouterr().out
     assert (tmp_path / "digits-lora" / "metrics.json").exists()
 
 
