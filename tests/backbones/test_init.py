@@ -88,7 +88,7 @@ def test_a_whole_model_loads_in_place_of_the_source(family, whole, tmp_path):
         origin.opened(backbone, settings, begun=False)
 
 
-RUN = ["--steps", "2", "--sample-every", "1", "--log-every", "1", "--threads", "1", "--dtype", "fp32", "--guidance", "2",
+RUN = ["--steps", "2", "--sample-every", "0", "--log-every", "1", "--threads", "1", "--dtype", "fp32", "--guidance", "2",
        "--warmup", "0", "--tracker", "none", "--rank", "2", "--lr", "1e-3"]  # fmt: skip
 
 
@@ -103,6 +103,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("edit", [False], ids=["2509"], indirect=True)
 def test_stages(edit, edit_whole, pictures, tmp_path, capsys, monkeypatch):
     """512 px, then 1024 px from its file, here 64 and 128: the second begins where the first one ended."""
     rows = [dict(source=f"{i}.png", target=f"{i}.png", instruction=f"turn it {i}") for i in range(3)]
