@@ -30,10 +30,15 @@ back = known.from_file(native)
 assert back.keys() == tensors.keys() and all(torch.equal(back[n], t) for n, t in tensors.items())
 save_file(native, "base.safetensors")
 """
+RUNS = f"""
+from trainer.cli import main
+from trainer.generate import main as draw
+for mode, options in dict(lora={OPTIONS}, full={OPTIONS[:-2]}).items():
+    assert main(mode, [*options, "--source", "base.safetensors", "--data", "images"]) == 0
+    asked = ["--prompts", "a red house", "--steps", "2", "--each", "1", "--output", mode + ".png"]
+    assert draw(["runs/toy-" + mode, *asked]) == 0
+"""
 REFERENCE = """
-import sys, torch
-from safetensors.torch import save_file
-from trainer.backbones import backbone
 from trainer.weights.inference import generate, load_trained
 from twinflow.presets import Sampling
 known = backbone("toy")
@@ -48,7 +53,7 @@ save_file(made | {"embeds": cond[0].contiguous()}, "reference.safetensors")
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The copy with the toy; two finished runs in it, a LoRA's and one of all weights."""
+    """The copy with the toy; two finished runs in it, a LoRA's and one of all weights, and a picture of each."""
     tree = tmp_path_factory.mktemp("tree")
     for name in TREE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -61,11 +66,7 @@ def tree(tmp_path_factory):
     for i in range(4):
         Image.fromarray(g.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
         (images / f"{i}.txt").write_text(f"a house {i}")
-    python(tree, "-c", BASE)
-    for mode in ("lora", "full"):
-        python(tree, "-m", f"trainer.{mode}", *OPTIONS[: -2 if mode == "full" else None], "--source", "base.safetensors",
-               "--data", "images")  # fmt: skip
-    python(tree, "-c", REFERENCE)
+    python(tree, "-c", BASE + RUNS + REFERENCE)
     return tree
 
 
@@ -79,18 +80,19 @@ def python(tree, *arguments, code=0, interpreter=sys.executable, **environment):
 
 
 def test_the_command_line_knows_it(tree):
-    assert "toy" in python(tree, "-m", "trainer.lora", "--help").split("model to train")[1].split("--data")[0]
-    assert "--resolution" in python(tree, "-m", "trainer.lora", "--model", "toy", "--help")
-    assert "did you mean --model toy" in python(tree, "-m", "trainer.lora", "--model", "tooy", code=2)
-    assert "toy: LoRA rank 32 on attention" in python(tree, "-m", "trainer.lora", *OPTIONS[:4], "--plan")
+    asked = [["--help"], ["--model", "toy", "--help"], ["--model", "tooy"], [*OPTIONS[:4], "--plan"]]
+    code = f"from trainer.cli import main\nfor asked in {asked}: print('== code', main('lora', asked), flush=True)"
+    parts = python(tree, "-u", "-c", code).split("== code ")
+    assert [part[0] for part in parts[1:]] == ["0", "0", "2", "0"]
+    usual, own, wrong, plan = parts[0], parts[1], parts[-1], parts[3]
+    assert "toy" in usual.split("model to train")[1].split("--data")[0] and "--resolution" in own
+    assert "did you mean --model toy" in wrong and "toy: LoRA rank 32 on attention" in plan
 
 
 def test_it_trains_and_draws(tree):
     for mode in ("lora", "full"):
         folder = tree / "runs" / f"toy-{mode}"
         assert (folder / "summary.md").is_file() and (folder / f"toy-{mode}.safetensors").is_file()
-        python(tree, "-m", "trainer.generate", folder, "--prompts", "a red house", "--steps", "2", "--each", "1",
-               "--output", f"{mode}.png")  # fmt: skip
         assert Image.open(tree / f"{mode}.png").size[0] >= 32
 
 

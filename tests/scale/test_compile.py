@@ -83,8 +83,7 @@ def counting(graphs):
     return backend
 
 
-@pytest.mark.parametrize("name", ["qwen-image", "sd3.5"])
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("name", "checkpointing"), [("qwen-image", True), ("sd3.5", False)])
 def test_compiled_blocks_learn_alike(name, checkpointing, monkeypatch):
     """A LoRA, a second time embedder, the teacher's weights lent, checkpointing; names stay."""
 
