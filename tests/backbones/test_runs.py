@@ -20,8 +20,9 @@ from twinflow.weights import Provenance, load, read_header
 
 from .conftest import families
 
-RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "2", "--sample-base", "2", "--validate-every", "2", "--log-every", "1",
-       "--threads", "1", "--dtype", "fp32", "--guidance", "2", "--warmup", "0", "--tracker", "none"]  # fmt: skip
+RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "2", "--sample-base", "2", "--validate-every", "2",
+       "--log-every", "1", "--threads", "1", "--dtype", "fp32", "--guidance", "2", "--warmup", "0",
+       "--tracker", "none"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
