@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import cli, hints, shell
+from trainer import cli, generate, hints, shell
 from trainer.config import Settings, resolve
 from trainer.runs import summary
 
