@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from trainer.generate import parser
+from trainer.tools.given import of_weights
 from trainer.weights.trainee import VelocityModel
 from twinflow import sampler
 
@@ -146,6 +148,43 @@ def test_every_sample(recording, replayed, tools):
         if f"{id}/x" in recording.tensors:
             recording.check(f"{id}/x", torch.stack([*states, out]))
     replayed(len(recording.index["samples"]))
+
+
+def test_the_network_that_trainer_generate_loads(recording, replayed, tools, tmp_path):
+    """The recorded weights as a published checkpoint: a folder with config.json, and no word of metadata."""
+    config = recording.index["config"] | dict(_class_name=recording.backbone.transformer_class)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(recording.weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    asked = ["--model", recording.name, "--weights", str(tmp_path), "--prompts", "x"]
+    subject, cases = of_weights(parser().parse_args(asked)), 0
+    network = subject.network()
+    assert not subject.plain and network.time == "two"
+    for tag, case in recording.index["combos"].items():
+        t, r = torch.tensor(case["t"]), torch.tensor(case["tt"])
+        if case["lora"] or tag.startswith("bf16") or min(t) < 0:
+            continue
+        with torch.no_grad():
+            recording.check(
+                f"{tag}/out", network(recording.tensors["x"], t, r, recording.cond(ragged=tag.startswith("ragged")))
+            )
+        cases += 1
+    for id, case in recording.index["samples"].items():
+        if case["api"] == "lora" or id.endswith("bfloat16"):
+            continue
+        draws, cond = iter(recording.tensors["noise_bank"]), recording.cond()
+        out = sampler.sample(
+            lambda x, t, r, cond=cond: network(x, t, r, cond),
+            recording.tensors["x"],
+            tools.times(case["sampling_steps"], case["rfba_gap_steps"], case["time_dist_ctrl"], torch.float32),
+            style=STYLES[case["style"]],
+            stochasticity=case["stochast_ratio"],
+            extrapolation=case["extrapol_ratio"],
+            noise_like=lambda x, draws=draws: next(draws),
+        )
+        wanted = recording.tensors[f"{id}/samples"][-1].float()
+        assert (out - wanted).abs().max() <= FLOAT32, (id, (out - wanted).abs().max().item())
+        cases += 1
+    replayed(cases)
 
 
 def test_what_crashed_in_the_released_code_works(recording, replayed):

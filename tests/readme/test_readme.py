@@ -71,7 +71,8 @@ def test_message_of_a_help_page_is_one_of_ours(page, message):
 def test_the_languages_are_in_step():
     """The same messages, commands of training and of ComfyUI, nodes and links to files; the Chinese text may say less."""
     assert messages(CHINESE) == messages(ENGLISH)
-    blocks = [re.findall(r"^```\n(.*?)^```", text, re.M | re.S) for text in (ENGLISH, CHINESE)]
+    fenced = [re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) for text in (ENGLISH, CHINESE)]
+    blocks = [[code for language, code in own if not language] for own in fenced]
     assert blocks[1] == blocks[0][: len(blocks[1])] and len(blocks[1]) == 4
     assert [row[0] for row in rows(CHINESE, "节点")] == [row[0] for row in rows(ENGLISH, "node")]
     for name, place in ((row[0], row[1]) for row in rows(CHINESE, "文件")[:-1]):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from trainer.generate import main
 from trainer.runs import pictures
+from twinflow.backbones.emoji import SHIPPED
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -83,6 +84,29 @@ def test_bad_input_is_one_line(finished, tmp_path, capsys, options, words):
     assert main([str(finished / "digits-lora"), *options, "--output", str(tmp_path / "x.png")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_without_the_run_it_is_the_same_picture(finished, tmp_path, mode):
+    """Of the run's file, and what lies beside it."""
+    run, asked = finished / f"digits-{mode}", ["--prompts", "7", "--steps", "4", "--seed", "6", "--each", "1", "--output"]
+    assert main([str(run), *asked, str(tmp_path / "run.png")]) == 0
+    given = ["--model", "digits", "--weights", str(run / f"digits-{mode}.safetensors")]
+    assert main([*given, *asked, str(tmp_path / "file.png")]) == 0
+    (own, _), (other, facts) = (pictures.read(tmp_path / name) for name in ("run.png", "file.png"))
+    assert torch.equal(own, other) and facts["weights"] == f"digits-{mode}.safetensors" and "run" not in facts
+    plain = ["--model", "digits", "--weights", str(run / "base.safetensors"), "--prompts", "7", "--output"]
+    assert main([*plain, str(tmp_path / "base.png")]) == 0 and pictures.read(tmp_path / "base.png")[1]["steps"] == 30
+
+
+def test_models_that_come_with_the_project(tmp_path, capsys):
+    file = SHIPPED / "distilled.safetensors"
+    for options in (["--weights", str(file), "--steps", "2"], ["--weights", str(SHIPPED / "adapter.safetensors")], []):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        assert main(["--model", "emoji", *options, "--prompts", "red heart", "--output", str(path)]) == 0
+        assert pictures.read(path)[0].std() > 0.1
+    assert capsys.readouterr().out.count("GiB of host memory") == 3
+    assert main(["--model", "digits", "--prompts", "3"]) == 2 and "no published model" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_no_run(tmp_path, capsys):

@@ -68,13 +68,13 @@ class Backbone(Protocol):
         """Settings (by option name) for "lora" or "full" that differ from the defaults in trainer.config."""
         ...
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | str | None = None) -> nn.Module:
         """The plain model, frozen, from a source; "" is the published one.  Raises TrainerError.
 
-        distilled: a file with all weights of a TwinFlow model, second time embedder included, in place of the source's."""
+        distilled: a file or source with all weights of a TwinFlow model, second time embedder included, in place of its."""
         ...
 
-    def outline(self, source: str = "", *, fetch: bool = False, distilled: Path | None = None) -> nn.Module | None:
+    def outline(self, source: str = "", *, fetch: bool = False, distilled: Path | str | None = None) -> nn.Module | None:
         """What load gives, without values, from the headers of files; None where they are not here.
 
         fetch: from the hub, if need be.  distilled: as load has it.  Raises TrainerError for what load would refuse.

@@ -123,14 +123,14 @@ class DiffusersBackbone:
     def inputs(self, model: nn.Module, pixels: int, dtype: torch.dtype) -> dict[str, Any]:
         raise NotImplementedError
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | str | None = None) -> nn.Module:
         """The plain transformer, frozen, from a source (see sources; "" is the published model).  Raises TrainerError.
 
-        distilled: a file with all weights of a TwinFlow model, which stand in place of the source's.
+        distilled: a file or another source with all weights of a TwinFlow model, which stand in place of the source's.
         """
         if distilled:
-            tensors, folder = sources.tensors_of(sources.open_weights(distilled), dtype), sources.described(source)
-            source = str(distilled)
+            tensors, own = self.read(str(distilled), dtype)
+            folder, source = own or sources.described(source), str(distilled)
         else:
             source = source or self.repository
             tensors, folder = self.read(source, dtype)
@@ -148,7 +148,7 @@ class DiffusersBackbone:
         own = {name: t for name, t in tensors.items() if name not in self.markers}
         return sources.build(cls, config, own, dtype, source, self.core.time if distilled else None)
 
-    def outline(self, source: str = "", *, fetch: bool = False, distilled: Path | None = None) -> nn.Module | None:
+    def outline(self, source: str = "", *, fetch: bool = False, distilled: Path | str | None = None) -> nn.Module | None:
         """The transformer of a source without values, from the headers of its files; None where it is not here.
 
         fetch: from the hub, if need be.  distilled: as load has it.  Raises TrainerError for whatever load would refuse.

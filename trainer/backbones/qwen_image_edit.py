@@ -34,7 +34,7 @@ class QwenImageEdit(QwenImage):
     limits = {}  # its pipeline cuts nothing
     sizes = {"qwen-image-edit": Size(dict(), channels=16, text=15.4, references=1)}
 
-    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+    def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | str | None = None) -> nn.Module:
         model = super().load(source, dtype=dtype, distilled=distilled)
         for name, mark in self.marks(model).items():
             model.register_buffer(name, mark)  # so it is in the weights file

@@ -38,7 +38,9 @@ class SmallQwenImage(QwenImage):
             nn.init.zeros_(layer.bias)
         return model
 
-    def load(self, source: str | Path = "", *, dtype: torch.dtype | None = None, distilled: Path | None = None) -> nn.Module:
+    def load(
+        self, source: str | Path = "", *, dtype: torch.dtype | None = None, distilled: Path | str | None = None
+    ) -> nn.Module:
         """The transformer from a base file; "" is the one that comes with the project.  Raises TrainerError.
 
         distilled: a file with all weights of a TwinFlow model, in place of the base's.
@@ -55,7 +57,7 @@ class SmallQwenImage(QwenImage):
         model.load_state_dict(load(file))
         return model.eval()
 
-    def outline(self, source: str | Path = "", *, fetch: bool = False, distilled: Path | None = None) -> nn.Module | None:
+    def outline(self, source: str | Path = "", *, fetch: bool = False, distilled: Path | str | None = None) -> nn.Module | None:
         """None where the base is yet to be trained.  Raises TrainerError and WeightsError."""
         return self.load(source, distilled=distilled) if distilled or source or self.shipped else None
 

@@ -107,7 +107,7 @@ def folder_of(root: Path, part: str, source: str) -> Path:
     """The folder of one part of a model: root/part, or root itself where it is that part already.  Raises TrainerError."""
     if (root / part).is_dir():
         return root / part
-    if (root / "config.json").is_file() and not (root / "model_index.json").exists():
+    if any((root / name).is_file() for name in ("config.json", SHARDS)) and not (root / "model_index.json").exists():
         return root
     raise TrainerError(f"model source {source!r}: has no {part}/ folder; expected one, as in a diffusers model")
 
@@ -131,9 +131,20 @@ def transformer_files(root: Path, source: str) -> tuple[list[WeightsFile], Path 
             raise TrainerError(
                 f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors or .gguf"
             )
-        return [open_weights(root)], root.parent if is_described(root.parent) else None
+        return [open_weights(file) for file in shards(root)], root.parent if is_described(root.parent) else None
     folder = folder_of(root, "transformer", source)
-    return [open_weights(file) for file in weight_files(folder)], folder
+    return [open_weights(file) for file in weight_files(folder)], folder if (folder / "config.json").is_file() else None
+
+
+def shards(path: Path) -> list[Path]:
+    """All of name-00001-of-00009.safetensors and so on; else the path alone.  Raises TrainerError."""
+    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path.name)
+    if not cut:
+        return [path]
+    every = [path.with_name(f"{cut[1]}-{i:05}-of-{cut[2]}{cut[3]}") for i in range(1, int(cut[2]) + 1)]
+    if missing := [shard.name for shard in every if not shard.is_file()]:
+        raise TrainerError(f"{path}: {len(missing)} of its {len(every)} shards are not beside it ({missing[0]}): fetch them")
+    return every
 
 
 def described(source: str) -> Path | None:

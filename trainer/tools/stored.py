@@ -1,6 +1,5 @@
 """A model on disk in any form (diffusers folder, shards, one file, GGUF) as deferred tensors under diffusers' names."""
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,24 +91,13 @@ def files_of(source: str) -> tuple[list[WeightsFile], Path | None]:
         folder = sources.folder_of(root, "transformer", source)
         return [open_weights(path, streamed=True) for path in sources.weight_files(folder)], folder
     described = root.parent if sources.is_described(root.parent) else None
-    return [open_weights(path, streamed=True) for path in shards(root)], described
+    return [open_weights(path, streamed=True) for path in sources.shards(root)], described
 
 
 def refuse_run(root: Path) -> None:
     if (root / "config.json").is_file() and not sources.is_described(root):
         name = sources.read_config(root).get("name") or root.name
         raise TrainerError(f"{root}: is the folder of a run; expected a file of it, such as {final(root, name)}")
-
-
-def shards(path: Path) -> list[Path]:
-    """All of name-00001-of-00009.safetensors and so on; else the path alone.  Raises TrainerError."""
-    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path.name)
-    if not cut:
-        return [path]
-    every = [path.with_name(f"{cut[1]}-{i:05}-of-{cut[2]}{cut[3]}") for i in range(1, int(cut[2]) + 1)]
-    if missing := [shard.name for shard in every if not shard.is_file()]:
-        raise TrainerError(f"{path}: {len(missing)} of its {len(every)} shards are not beside it ({missing[0]}): fetch them")
-    return every
 
 
 def deferred(file: WeightsFile, dtype: torch.dtype | None = None) -> dict[str, Any]:

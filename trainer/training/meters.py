@@ -1,5 +1,6 @@
 """What the steps cost, for the trackers: images a second, memory, learning rates."""
 
+import sys
 import time
 from collections.abc import Sequence
 
@@ -41,3 +42,18 @@ class Meters:
             found.setdefault(name, float(group["lr"]))
             seen.add(kind)
         return found
+
+
+def most_memory(device: torch.device) -> str:
+    """That this process has taken at its highest so far, in words."""
+    told = f"{highest_resident() / 2**30:.1f} GiB of host memory"
+    return told + (f", {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on {device}" if device.type == "cuda" else "")
+
+
+def highest_resident() -> float:
+    """Bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,6 +1,7 @@
 """Latents from a trained network, with the sampler that the ComfyUI nodes use, and networks from files."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from twinflow.objective import Condition, Velocity
 from twinflow.presets import Sampling
 from twinflow.weights import Provenance, WeightsError, load, read_header
 
+from .. import TrainerError
 from ..backbones import Backbone
 from . import lora
+from .block_swap import BlockSwap, blocks_of
+from .quantise import quantise
 from .trainee import VelocityModel
 
 
@@ -58,6 +62,22 @@ class Guided:
             return made
         empty = self.velocity(x, t, r, tuple(c.to(x.device).expand(len(x), *c.shape[1:]) for c in self.empty))
         return empty + self.scale * (made - empty)
+
+
+def ready(network: Any, quantize: str, swap: int, device: torch.device, name: str) -> Any:
+    """A Velocity of weights that are merged, on the device, its blocks in fewer bits or partly in host memory.
+
+    Raises TrainerError.
+    """
+    model: nn.Module = network.model
+    model.requires_grad_(False)
+    if swap > (most := len(blocks_of(model))):
+        raise TrainerError(f"--block-swap is {swap}; expected at most {most}, the blocks of {name}")
+    quantise(model, quantize)
+    if swap:
+        BlockSwap(model, swap)
+    model.to(device)
+    return network
 
 
 def load_trained(backbone: Backbone, model: nn.Module, path: str | Path) -> VelocityModel:

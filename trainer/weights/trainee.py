@@ -44,7 +44,7 @@ class Plain:
     """A plain model (one time embedder, not distilled) as a Velocity: the instantaneous one, whatever r."""
 
     def __init__(self, backbone: Backbone, model: nn.Module):
-        self.network = VelocityModel(backbone, model, "fold")
+        self.network, self.model = VelocityModel(backbone, model, "fold"), model
 
     def __call__(self, x: Tensor, t: Tensor, r: Tensor, cond: Condition) -> Tensor:
         return self.network(x, t, torch.zeros_like(t), cond)
