@@ -35,10 +35,10 @@ def parser() -> argparse.ArgumentParser:
     p = console.Parser(
         prog="python -m trainer.generate",
         description="Draw images with a run or a TwinFlow file: each as a PNG that holds its prompt and settings, and a grid.",
-        epilog="""examples:
+        epilog="""examples (the last one draws the plain model, to compare):
   python -m trainer.generate runs/digits-lora --prompts 3 7 --steps 2 --output digits.png
   python -m trainer.generate --model qwen-image --weights FILE --prompts "a cat" --steps 2 --size 1328x1328 --output cats/
-  python -m trainer.generate --model qwen-image --prompts "a cat" --steps 32 --guidance 4      (the plain model, to compare)
+  python -m trainer.generate --model qwen-image --prompts "a cat" --steps 32 --guidance 4
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
