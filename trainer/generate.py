@@ -28,7 +28,7 @@ def command(argv: list[str] | None) -> None:
     from .runs.generation import draw, of_run  # only now: PyTorch and diffusers take seconds to import
     from .tools.given import of_weights
 
-    draw(asked, (of_run if asked.run else of_weights)(asked))
+    draw(asked, of_run if asked.run else of_weights)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -102,9 +102,10 @@ def settings_of(args: argparse.Namespace, known: Backbone) -> Settings:
     return settings
 
 
-def draw(args: argparse.Namespace, subject: Subject) -> None:
+def draw(args: argparse.Namespace, subject_of: Callable[[argparse.Namespace], Subject]) -> None:
     """Raises TrainerError."""
     began, (grid, folder) = time.monotonic(), places(args.output)
+    subject = subject_of(args)
     each = subject.each if args.each is None else args.each
     if not -MOST <= args.seed <= MOST:
         raise TrainerError(f"--seed is {args.seed}; expected a number of at most 63 bits")
