@@ -6,10 +6,12 @@ from . import help_pages, registry, saved, stock_lora, template_order
 from .cached_prompt import CachedPrompt
 from .emoji_image import EmojiImage
 from .emoji_prompt import EmojiPrompt
+from .inspector import Inspect
 from .lora_loader import LoraLoader
 from .model_loader import ModelLoader
 from .model_patch import ModelPatch
 from .sampler import Sampler
+from .saver import Save
 from .schedule import Schedule
 from .schedule_plot import SchedulePlot
 from .unified_sampler import UnifiedSampler
@@ -18,7 +20,7 @@ from .velocity_fields import VelocityFields
 WEB_DIRECTORY = "web"
 NODES = [
     ModelLoader, LoraLoader, ModelPatch, CachedPrompt, Schedule, UnifiedSampler, Sampler, SchedulePlot,
-    EmojiPrompt, EmojiImage, VelocityFields,
+    EmojiPrompt, EmojiImage, VelocityFields, Inspect, Save,
 ]  # fmt: skip
 
 registry.register()

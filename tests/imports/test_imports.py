@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 READ_FILES = {  # may need safetensors
-    "twinflow.adapter", "twinflow.gguf_header", "twinflow.diffusers", "twinflow.weights", "twinflow.prompts",
-    "twinflow.quantised", "twinflow.words",
+    "twinflow.adapter", "twinflow.gguf_header", "twinflow.inspection", "twinflow.diffusers", "twinflow.weights",
+    "twinflow.prompts", "twinflow.quantised", "twinflow.words",
 }  # fmt: skip
 OF_DIFFUSERS = "twinflow.scheduler"  # is diffusers' own kind: imported when twinflow.diffusers is used
 HEAVY = ("diffusers", "peft", "accelerate", "transformers", "trainer", "pydantic", "sklearn", "matplotlib")
@@ -28,7 +28,7 @@ ROOMS = (
     "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
     "tools", "cli",
 )  # fmt: skip
-COMMANDS = ("lora", "full", "base", "generate", "tutorial", "extract", "merge", "convert")  # on top of all rooms
+COMMANDS = ("lora", "full", "base", "generate", "tutorial", "extract", "merge", "convert", "inspect")  # on top of all rooms
 
 
 def modules(package):

@@ -70,7 +70,7 @@ def test_the_installed_packages_are_the_ones_that_run(installed, tmp_path):
 def test_types_and_entry_points_are_installed(installed):
     assert all((installed / package / "py.typed").is_file() for package in ("twinflow", "trainer"))
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    commands = ("lora", "full", "base", "generate", "extract", "merge", "convert")
+    commands = ("lora", "full", "base", "generate", "extract", "merge", "convert", "inspect")
     assert set(scripts) == {f"twinflow-{command}" for command in commands}
     for target in scripts.values():
         module, _, function = target.partition(":")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainer.convert import main
+from trainer.inspect import main as inspect
 from trainer.training import checkpoint
 from twinflow.weights import load, read_header
 
@@ -36,3 +37,11 @@ def test_bad_input(finished, tmp_path, capsys):
         assert main([str(source), "--output", str(tmp_path / "x.safetensors"), *more]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1, error
+
+
+def test_a_run_s_folder_is_told(finished, capsys):
+    run = finished / "digits-lora"
+    assert inspect([str(run), str(checkpoint.newest(run / "checkpoints"))]) == 0
+    text = capsys.readouterr().out
+    assert "a run of trainer.lora, model digits" in text and "finished weights: digits-lora.safetensors" in text
+    assert "a TwinFlow adapter (LoRA and second time embedder) of Digits" in text and "a training state, not weights" in text

@@ -30,8 +30,9 @@ class Backbone:
     native_scale: what ComfyUI multiplies sigma with before its class gets it.
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
     others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
-    modules: those with a weight, by diffusers' names, as a regular expression.
-    signed_time: of the released weights, whose files name nothing (see Provenance).  gguf: what ComfyUI-GGUF calls the model.
+    modules: those with a weight, by diffusers' names, as a regular expression.  stock: prefixes of such names that ComfyUI's
+    stock LoRA loader takes.  gguf: what ComfyUI-GGUF calls the model; "" where ComfyUI has none.
+    signed_time: of the released weights, whose files name nothing (see Provenance).
     pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
 
@@ -48,6 +49,7 @@ class Backbone:
     note: str = ""
     others: Mapping[str, str] = field(default_factory=dict)
     modules: str = ""
+    stock: tuple[str, ...] = ()
     signed_time: bool = True
     gguf: str = ""
     pipelines: str = ""
@@ -78,24 +80,36 @@ class Modules:
     ComfyUI's, with dots or underscores between their parts."""
 
     def __init__(self, record: Backbone):
-        self.layout = record.layout
-        self.names = re.compile(record.modules + "|" + record.modules.replace(r"\.", "_"))
-        native = (re.escape(rule.native).replace(r"\{n\}", r"\d+").replace(r"\*", ".+") for rule in record.layout.rules)
-        self.flat = re.compile("|".join(pattern.replace(r"\.", "_") for pattern in native) or r"(?!)")
+        def of(names: Iterable[str]) -> str:
+            found = (re.escape(name).replace(r"\{n\}", r"\d+").replace(r"\*", ".+") for name in names)
+            return "|".join(found) or r"(?!)"
+
+        both = lambda pattern: (re.compile(pattern), re.compile(pattern.replace(r"\.", "_")))  # with dots, with underscores
+        self.layout, rules = record.layout, record.layout.rules
+        self.diffusers, self.native = both(record.modules), both(of(rule.native for rule in rules))
+        self.renamed = both(of(rule.diffusers for rule in rules))
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        behind = [module for parts in self.layout.names_behind([name]).values() for module, _ in parts]
-        known = any(self.names.fullmatch(module) for module in (name, *behind))
-        return known or ("." not in name and not name.startswith("lora_") and self.flat.fullmatch(name) is not None)
+        return isinstance(name, str) and any(self.sides(name) + self.sides(name, flat=True))
+
+    def sides(self, name: str, flat: bool = False) -> tuple[bool, bool]:
+        """Whether it is one of diffusers' names, and whether it is one of ComfyUI's.  flat: with underscores."""
+        own = self.diffusers[flat].fullmatch(name) is not None
+        native = self.native[flat].fullmatch(name) is not None and (
+            not name.startswith("lora_") if flat else self._is_native(name)
+        )
+        return own, native or (own and not self.renamed[flat].fullmatch(name))
+
+    def _is_native(self, name: str) -> bool:
+        behind = self.layout.names_behind([name]).get(name, [])
+        return any(self.diffusers[0].fullmatch(module) for module, _ in behind)
 
 
 def of_modules(keys: Iterable[str]) -> list[Backbone]:
     """The backbones, variants left out, that have a module for each key of a LoRA file (text encoders' left out)."""
-    keys = [key for key in keys if is_part(key) and not TEXT_ENCODER.search(key)]
-    fits = lambda record: all(split(key.replace("_lora.", ".lora_"), Modules(record)) for key in keys)
-    return [record for record in all_backbones().values() if keys and not record.variant and record.modules and fits(record)]
+    keys = [key.replace("_lora.", ".lora_") for key in keys if is_part(key) and not TEXT_ENCODER.search(key)]
+    known = [(record, Modules(record)) for record in all_backbones().values() if not record.variant and record.modules]
+    return [record for record, modules in known if keys and all(split(key, modules) for key in keys)]
 
 
 def is_second_embedder(key: str) -> bool:

@@ -33,6 +33,7 @@ BACKBONE = Backbone(
         r"|transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out|norm_(added_)?[qk])"
         r"|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
     ),
+    stock=("", "transformer.", "diffusion_model.", "lycoris_", "lora_unet_"),
     gguf="qwen_image",
     others={"time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered"},
     pipelines=r"QwenImage(Img2Img|Inpaint|ControlNet(Inpaint)?)?Pipeline",

@@ -85,6 +85,7 @@ BACKBONE = Backbone(
         r"|transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out|norm_(added_)?[qk])"
         r"|(ff|ff_context)\.net\.(0\.proj|2)|norm1(_context)?\.linear)"
     ),
+    stock=("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"),
     gguf="sd3",
     pipelines=r"StableDiffusion3\w*Pipeline",
 )

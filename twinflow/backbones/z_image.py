@@ -54,6 +54,7 @@ BACKBONE = Backbone(
         r"|feed_forward\.w[123]|adaLN_modulation\.0|(attention|ffn)_norm[12])"
     ),
     signed_time=False,
+    stock=("", "transformer.", "diffusion_model.", "lycoris_"),
     gguf="lumina2",
     pipelines=r"ZImage(Img2Img|Inpaint|ControlNet(Inpaint)?)?Pipeline",
 )
