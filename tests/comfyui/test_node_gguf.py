@@ -123,6 +123,8 @@ def test_kept_quantised_by_comfyui_gguf(comfy, models, run, weights, monkeypatch
     torch.testing.assert_close(ours, stock)
     exact = run("TwinFlowModelLoader", model_name=tiny.save(weights, models / "exact.safetensors"), weight_dtype="float32")[0]
     assert close(ours, sampled(run, exact))
+    with pytest.raises(ValueError, match="are kept as GGUF"):
+        run("TwinFlowSave", model=model, filename_prefix="packed", save_as="one file", dtype="as it is")
 
 
 @pytest.fixture

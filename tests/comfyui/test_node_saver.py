@@ -121,3 +121,16 @@ def test_nothing_is_overwritten_and_nothing_is_left_half(comfy, goldens, run):
     assert not [path for path in out.rglob("*broken*")]
     with pytest.raises(Exception, match="(?i)outside"):
         run("TwinFlowSave", model=model, filename_prefix="../../out", save_as=WHOLE, dtype="as it is")
+
+
+def test_gguf_that_is_unpacked_is_saved(comfy, run):
+    from test_node_gguf import WIDE, gguf, write
+
+    if gguf is None:
+        return
+    plain = tiny.digits(**WIDE)
+    weights = plain | tiny.second_embedder(plain)
+    file = write(comfy.models / "diffusion_models" / "to_save.gguf", weights, gguf.GGMLQuantizationType.Q8_0)
+    (path,) = written(comfy, run, run("TwinFlowModelLoader", model_name=file)[0], "unpacked", dtype="as it is")
+    found = load_file(path)
+    assert all(tiny.rms(found[key], t) < 0.02 for key, t in weights.items() if t.ndim == 2)
