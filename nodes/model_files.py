@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..twinflow import lora_names
 from ..twinflow.backbones import Backbone, all_backbones, is_second_embedder
 from ..twinflow.layouts import bare
-from ..twinflow.weights import Provenance, WeightsError, load, read_header
+from ..twinflow.weights import Provenance, WeightsError, load, read_header, shards
 from . import gguf_files
 from .quantised import COMPANIONS, OLD_MARK, Layer, can_stay, dequantised, kept, layers_of
 from .supported import backbone_of_keys
@@ -178,7 +177,7 @@ def open_file(path: str) -> ModelFile:
         header = gguf_files.read_header(path)
         return model_file(path, header.entries, header.metadata, header.read)
     try:
-        headers = {shard: read_header(shard) for shard in shards(path)}
+        headers = {shard: read_header(shard) for shard in map(str, shards(path))}
     except WeightsError as error:  # the library names the path, which says no more on the page than the name
         raise WeightsError(str(error).replace(str(Path(path).parent) + os.sep, "")) from None
     home = {key: shard for shard, header in headers.items() for key in header.tensors}
@@ -197,19 +196,6 @@ def open_file(path: str) -> ModelFile:
         return tensors
 
     return model_file(path, entries, metadata, read)
-
-
-def shards(path: str) -> list[str]:
-    """All files of a diffusers release that is cut into name-00001-of-00009.safetensors and so on; else the path alone."""
-    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path)
-    if not cut:
-        return [path]
-    name, of, ending = cut.groups()
-    every = [f"{name}-{i:05}-of-{of}{ending}" for i in range(1, int(of) + 1)]
-    if missing := [Path(shard).name for shard in every if not Path(shard).is_file()]:
-        lacks = f"{len(missing)} of its {len(every)} shards are not beside it: {', '.join(missing[:3])}"
-        raise WeightsError(f"{Path(path).name}: {lacks}. Fetch them")
-    return every
 
 
 def model_file(path: str, entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], read) -> ModelFile:

@@ -19,7 +19,7 @@ from .backbones import Backbone, all_backbones, is_second_embedder
 from .lora_names import is_part
 from .presets import SAMPLING, Sampling
 from .time_embedding import Pair
-from .weights import Provenance, WeightsError, read_header
+from .weights import Provenance, WeightsError, read_header, shards
 from .weights import load as load_file
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def files_of(path: Path) -> list[Path]:
             raise WeightsError(
                 f"{path}: is no .safetensors file or folder of them; expected one (trainer.generate reads GGUF, too)"
             )
-        return [path]
+        return shards(path)
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if not (files := sorted(folder.glob("*.safetensors"))):
         raise WeightsError(f"{folder}: holds no .safetensors file; expected a checkpoint's")

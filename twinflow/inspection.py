@@ -16,7 +16,7 @@ from .backbones import Backbone, Modules, all_backbones, find, is_second_embedde
 from .gguf_header import read_gguf
 from .layouts import PREFIXES, bare
 from .quantised import COMPANIONS, METADATA, OLD_MARK, foreign_format
-from .weights import Provenance, WeightsError, read_header
+from .weights import Provenance, WeightsError, read_header, shards
 
 SHORT = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8 e5m2", "F64": "fp64"}
 BESIDE = ("text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.", "vae.")
@@ -101,9 +101,7 @@ def opened(path: Path) -> Headers:
         raise WeightsError(f"{path}: is not there; expected a .safetensors or .gguf file, or a folder")
     if path.suffix.lower() not in (".safetensors", ".sft"):
         raise WeightsError(f"{path}: is a {path.suffix or 'nameless'} file; expected .safetensors or .gguf")
-    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path.name)
-    names = [f"{cut[1]}-{i:05}-of-{cut[2]}{cut[3]}" for i in range(1, int(cut[2]) + 1)] if cut else [path.name]
-    return of_files(path, [path.with_name(name) for name in names])
+    return of_files(path, shards(path))
 
 
 def listed(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ The metadata of our files name their time conditioning and how to sample with th
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,20 @@ def read_header(path: str | os.PathLike) -> Header:
             f"{path}: has {size} bytes; its header promises {8 + length + ends}: the file is cut off, fetch it again"
         )
     return Header(metadata, tensors)
+
+
+def shards(path: str | os.PathLike) -> list[Path]:
+    """All files of a model that is cut into name-00001-of-00009.safetensors and so on, any of which stands for all; else the
+    path alone.  Raises WeightsError where some are missing."""
+    path = Path(path)
+    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path.name)
+    if not cut:
+        return [path]
+    every = [path.with_name(f"{cut[1]}-{i:05}-of-{cut[2]}{cut[3]}") for i in range(1, int(cut[2]) + 1)]
+    if missing := [shard.name for shard in every if not shard.is_file()]:
+        lacks = f"{len(missing)} of its {len(every)} shards are not beside it: {', '.join(missing[:3])}"
+        raise WeightsError(f"{path}: {lacks}. Fetch them")
+    return every
 
 
 def load(path: str | os.PathLike, names: Iterable[str] | None = None, *, device: str = "cpu") -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def test_bad_input_is_one_line(family, tmp_path, capsys):
     save(load(path), tmp_path / "bad.safetensors", read_header(path).metadata | {"twinflow.time": "three"})
     for name, words in {
         "cut.safetensors": "cut off", "no.gguf": "does not begin with GGUF", "x.ckpt": "is a .ckpt file",
-        "gone": "is not there", "empty": "holds no .safetensors", CUT.format(1): "cannot be read",
+        "gone": "is not there", "empty": "holds no .safetensors", CUT.format(1): "1 of its 2 shards are not beside it",
         "bad.safetensors": "twinflow.time is 'three'",
     }.items():  # fmt: skip
         error = told(tmp_path / name, capsys, code=2)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
 from twinflow.time_embedding import SecondEmbedder
+from twinflow.weights import shards
 
 from .. import TrainerError
 from .packed import ENDINGS, WORK, WeightsFile, is_weights, open_weights
@@ -134,17 +135,6 @@ def transformer_files(root: Path, source: str) -> tuple[list[WeightsFile], Path 
         return [open_weights(file) for file in shards(root)], root.parent if is_described(root.parent) else None
     folder = folder_of(root, "transformer", source)
     return [open_weights(file) for file in weight_files(folder)], folder if (folder / "config.json").is_file() else None
-
-
-def shards(path: Path) -> list[Path]:
-    """All of name-00001-of-00009.safetensors and so on; else the path alone.  Raises TrainerError."""
-    cut = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)", path.name)
-    if not cut:
-        return [path]
-    every = [path.with_name(f"{cut[1]}-{i:05}-of-{cut[2]}{cut[3]}") for i in range(1, int(cut[2]) + 1)]
-    if missing := [shard.name for shard in every if not shard.is_file()]:
-        raise TrainerError(f"{path}: {len(missing)} of its {len(every)} shards are not beside it ({missing[0]}): fetch them")
-    return every
 
 
 def described(source: str) -> Path | None:

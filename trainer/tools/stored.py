@@ -12,7 +12,7 @@ from torch import nn
 
 from twinflow.backbones import all_backbones, find, is_second_embedder
 from twinflow.layouts import PREFIXES, bare
-from twinflow.weights import Provenance, WeightsError, read_header
+from twinflow.weights import Provenance, WeightsError, read_header, shards
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, packed, single_files, sources
@@ -91,7 +91,7 @@ def files_of(source: str) -> tuple[list[WeightsFile], Path | None]:
         folder = sources.folder_of(root, "transformer", source)
         return [open_weights(path, streamed=True) for path in sources.weight_files(folder)], folder
     described = root.parent if sources.is_described(root.parent) else None
-    return [open_weights(path, streamed=True) for path in sources.shards(root)], described
+    return [open_weights(path, streamed=True) for path in shards(root)], described
 
 
 def refuse_run(root: Path) -> None:
