@@ -87,6 +87,13 @@ def classifier(kept: Path, steps: int = 800):
     return features, named
 
 
+def errors(images: Tensor, real: Tensor) -> dict[str, float]:
+    """Mean distances of pixels from the nearest of the real images (M, 3, 32, 32): where that one is white, and elsewhere."""
+    nearest = real[torch.cdist(images.flatten(1), real.flatten(1)).argmin(1)]
+    white, gap = (nearest > 0.995).all(1, keepdim=True).expand_as(nearest), (images - nearest).abs()
+    return {"white": gap[white].mean().item(), "rest": gap[~white].mean().item()}
+
+
 class Judges:
     """folder: where what was trained here is kept."""
 

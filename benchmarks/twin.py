@@ -2,6 +2,7 @@
 
     python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks, one after the other
     python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
+    python benchmarks/twin.py judge [FILE ...]                          files of trainer.full or lora (without: the shipped one)
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
 as 180 steps of the recipe take, which is make demo.  They are counted with the run's own objective on a network without cost.
@@ -23,13 +24,13 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from emoji_judges import Judges  # noqa: E402
+from emoji_judges import Judges, errors  # noqa: E402
 
 from trainer.backbones import backbone  # noqa: E402
 from trainer.backbones.emoji import Emoji, to_images  # noqa: E402
 from trainer.config import Settings, resolve  # noqa: E402
 from trainer.runs.emoji import BASE_SAMPLING, MULTI, EmojiRun  # noqa: E402
-from trainer.runs.emoji_judge import Judge  # noqa: E402
+from trainer.runs.emoji_judge import Judge, floats  # noqa: E402
 from trainer.runs.two_sample import told_apart  # noqa: E402
 from trainer.weights.inference import generate, load_trained  # noqa: E402
 from trainer.weights.trainee import Plain  # noqa: E402
@@ -113,6 +114,16 @@ class Bench:
         row = self.judges.metrics(images) | self.judge.metrics(images, self.texts)
         return row | {"c2st": told_apart(images, self.base) if told else ""}
 
+    def judge_file(self, path: Path) -> None:
+        """Distances over those of the base's 32 steps, and errors of pixels, by NFE."""
+        network = load_trained(self.own, self.own.load(), path)
+        real, base = floats(self.judge.real), self.judges.metrics(self.base)
+        made = {"base, 32": self.base} | {f"{s.steps} NFE": self.drawn(network, s) for s in self.own.sampling[:3]}
+        for name, images in made.items():
+            found = self.judges.metrics(images)
+            over = {key: round(found[key] / base[key], 3) for key in ("efficientnet", "categories")}
+            print(path.name, name, over | {key: round(v, 4) for key, v in errors(images, real).items()}, flush=True)
+
     def run(self, name: str, seed: int) -> list[dict]:
         times, options = RUNS[name]
         called = f"{name} {seed}".replace(" ", "-").replace(",", "")
@@ -168,17 +179,22 @@ def table(pattern: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "table", "judge"))
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="to judge")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of runs, as file names are matched [*]")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="judged of each kind [1000]")
     parser.add_argument("--folder", type=Path, default=Path("runs/twin"), metavar="PATH", help="of the runs [runs/twin]")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     if given.what == "table":
         return table(given.only)
     bench = Bench(given.folder.resolve(), given.samples)
     print(json.dumps({"named by the classifier, of held-out pictures": bench.judges.named, "budget": bench.budget}), flush=True)
+    if given.what == "judge":
+        for path in given.files or [SHIPPED / "distilled.safetensors"]:
+            bench.judge_file(path)
+        return
     done = {(row["run"], row["seed"]) for row in known()}
     if ("base", "0") not in done:
         about = {"run": "base", "seed": 0, "steps": 0}
