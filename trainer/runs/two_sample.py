@@ -32,15 +32,17 @@ def told_apart(images: Tensor, base: Tensor | None) -> float | str:
 
 def auc(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
     """How well images a (N, C, H, H) in [0, 1] are told from b (M, C, H, H): the area under the ROC curve on the 30 % that
-    was not trained on; .5 is not at all, 1 is always.  Grows with the number of images.  The global random state is kept."""
-    with torch.random.fork_rng(devices=[]):
+    was not trained on; .5 is not at all, 1 is always.  Grows with the number of images.  Computed where the images are; the
+    global random state is kept."""
+    device = a.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         n = min(len(a), len(b))
         k = int(n * TRAINED)
         order = torch.randperm(n)  # one for both: pairs from one noise, half of which were trained on, would be told by heart
         a, b = a[order] * 2 - 1, b[order] * 2 - 1
-        x, y = torch.cat([a[:k], b[:k]]), torch.arange(2.0).repeat_interleave(k)
-        model = network(*a.shape[1:3])
+        x, y = torch.cat([a[:k], b[:k]]), torch.arange(2.0, device=device).repeat_interleave(k)
+        model = network(*a.shape[1:3]).to(device)
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-3)
         for _ in range(min(STEPS, 2 * n)):  # of few images there is no more to learn
             rows = torch.randint(len(x), (BATCH,))
@@ -50,4 +52,4 @@ def auc(a: Tensor, b: Tensor, *, seed: int = 0) -> float:
             optimiser.step()
         with torch.no_grad():
             score = model.eval()(torch.cat([a[k:], b[k:]]))[:, 0]
-    return float(roc_auc_score(torch.arange(2).repeat_interleave(n - k), score))
+    return float(roc_auc_score(torch.arange(2).repeat_interleave(n - k), score.cpu()))
