@@ -75,6 +75,10 @@ RUNS = {  # name: how much of the time, mode and options
     "lowest rate": (1, f"{FULL} --lr 1e-4 --embedder-lr 2e-3"),
     "Muon": (1, f"{FULL} --optimizer muon --matrix-lr 1e-3 --lr 1e-3"),
     "LoRA, lower rate": (1, f"{TWO} --lr 1e-3 --embedder-lr 2e-3"),
+    "LoRA, rank 64": (1, f"{TWO} --rank 64"),
+    "LoRA, rectify 1": (1, f"{TWO} --rectify 1"),
+    "LoRA, teacher EMA 0.99": (1, f"{TWO} --ema 0.99"),
+    **{f"LoRA, {o}, time x 3": (3, f"{TWO} {own}") for o, own in {"TwinFlow": "", "RCGM": RCGM}.items()},
     "TwinFlow, lab": (1, f"{FULL} {LAB},fake=1"),
     "RCGM, lab": (1, f"{FULL} {LAB} --rectify 0"),
     **{f"{o}, time x {x}": (x, f"{FULL} {LOWER} {own}") for x in (3, 10) for o, own in {"TwinFlow": "", "RCGM": RCGM}.items()},
@@ -190,12 +194,16 @@ def add(rows: list[dict], path: Path) -> None:
         writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
 
 
-def table(path: Path, pattern: str) -> None:
+def asked(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def table(path: Path, patterns: list[str]) -> None:
     rows = known(path)
     shown = ("efficientnet", "categories", "frechet", "nearest", "recall", "sharpness", "c2st", "asked")
     base = next(row for row in rows if (row["run"], row["nfe"]) == ("base", "32"))
     print("| run | seeds | NFE | " + " | ".join(shown) + " |\n" + "|---" * (len(shown) + 3) + "|")
-    for name in dict.fromkeys(row["run"] for row in rows if fnmatch.fnmatch(row["run"], pattern)):
+    for name in dict.fromkeys(row["run"] for row in rows if asked(row["run"], patterns)):
         for nfe in dict.fromkeys(row["nfe"] for row in rows if row["run"] == name):
             own = [row for row in rows if (row["run"], row["nfe"]) == (name, nfe)]
             cells = []
@@ -211,7 +219,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table", "judge"))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="to judge")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="names of runs, as file names are matched [*]")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of runs, as file names are matched [*]")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="judged of each kind [1000]")
     parser.add_argument("--folder", type=Path, default=Path("runs/twin"), metavar="PATH", help="of the runs [runs/twin]")
     parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors", metavar="FILE", help="[the shipped one]")
@@ -233,7 +241,7 @@ def main() -> None:
         single = bench.drawn(bench.plain(), BASE_SAMPLING[0])
         rows = [about | {"nfe": 1, **bench.row(single)}, about | {"nfe": 32, **bench.row(bench.base, told=False)}]
         add(rows, given.csv)
-    left = [(n, s) for s in given.seeds.split(",") for n in RUNS if fnmatch.fnmatch(n, given.only) and (n, s) not in done]
+    left = [(n, s) for s in given.seeds.split(",") for n in RUNS if asked(n, given.only) and (n, s) not in done]
     left.sort(key=lambda run: -RUNS[run[0]][0])  # the longest first
     with ThreadPoolExecutor(given.jobs) as pool:
         for made in as_completed([pool.submit(bench.run, name, int(seed)) for name, seed in left]):
