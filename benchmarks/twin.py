@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "table", "judge"))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="to judge")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of runs, as file names are matched [*]")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of names of runs [*]")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="judged of each kind [1000]")
     parser.add_argument("--folder", type=Path, default=Path("runs/twin"), metavar="PATH", help="of the runs [runs/twin]")
     parser.add_argument("--base", type=Path, default=SHIPPED / "base.safetensors", metavar="FILE", help="[the shipped one]")
