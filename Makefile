@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "== setting up $(VENV) (pinned by constraints.txt; minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[trainer,log,memory,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[trainer,evaluate,log,memory,dev]"
 	$(BIN)/python -m pip uninstall -q -y twinflow # only its dependencies are wanted: the code runs from here
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(OLD_DIFFUSERS) diffusers==0.36.0
 	@touch $@

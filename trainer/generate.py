@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--order", type=int, choices=(1, 2), help="evaluations a step")
     own.add_argument("--extrapolation", type=float, metavar="X", help="moves estimates away from those of the step before")
     own.add_argument("--guidance", type=float, metavar="X", help="CFG scale, of a plain model (in others it is trained in)")
+    add_memory(p)
+    return p
+
+
+def add_memory(p: argparse.ArgumentParser) -> None:
     more = p.add_argument_group("model and memory (see also trainer.lora --help)")
     more.add_argument("--source", metavar="PATH", help="the base that an adapter is put on (default: as published)")
     more.add_argument("--encoders", metavar="PATH", help="text encoder and VAE (default: those of --source, or as published)")
@@ -95,7 +100,6 @@ def parser() -> argparse.ArgumentParser:
     more.add_argument("--dtype", choices=("bf16", "fp32"), help="of the transformer (default: as its file has it)")
     more.add_argument("--quantize", metavar="KIND", help="its blocks in fewer bits: int8, fp8, fp8-cast, nf4")
     more.add_argument("--block-swap", type=int, metavar="N", help="blocks whose weights stay in host memory until needed")
-    return p
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ ROOMS = (
     "trainer", "seeds", "shell", "hints", "console", "data", "backbones", "config", "weights", "training", "plan", "runs",
     "tools", "cli",
 )  # fmt: skip
-COMMANDS = ("lora", "full", "base", "generate", "tutorial", "extract", "merge", "convert", "inspect")  # on top of all rooms
+COMMANDS = (  # on top of all rooms
+    "lora", "full", "base", "generate", "evaluate", "tutorial", "extract", "merge", "convert", "inspect",
+)  # fmt: skip
 
 
 def modules(package):

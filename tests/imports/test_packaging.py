@@ -57,7 +57,7 @@ def test_pip_installs_twinflow_and_trainer_and_no_nodes(installed):
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert names - {"bin"} == {"twinflow", "trainer"}  # a top-level `nodes` would hide ComfyUI's own module
     for package in names - {"bin"}:
-        for files in ("*.py", "*.yaml"):
+        for files in ("*.py", "*.yaml", "*.html"):
             source = {p.relative_to(ROOT) for p in (ROOT / package).rglob(files)}
             assert {p.relative_to(installed) for p in (installed / package).rglob(files)} == source
 
@@ -70,7 +70,7 @@ def test_the_installed_packages_are_the_ones_that_run(installed, tmp_path):
 def test_types_and_entry_points_are_installed(installed):
     assert all((installed / package / "py.typed").is_file() for package in ("twinflow", "trainer"))
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    commands = ("lora", "full", "base", "generate", "extract", "merge", "convert", "inspect")
+    commands = ("lora", "full", "base", "generate", "evaluate", "extract", "merge", "convert", "inspect")
     assert set(scripts) == {f"twinflow-{command}" for command in commands}
     for target in scripts.values():
         module, _, function = target.partition(":")
@@ -105,10 +105,10 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     core = {name(r) for r in project["dependencies"]}
     imported = {package: outside(package) for package in ("twinflow", "trainer")}
     assert imported["twinflow"] == core - {"comfyui-frontend-package"} | {"diffusers"}  # of the pipelines that the caller has
-    optional = extras["memory"] | extras["log"] | {"wandb"}
+    optional = extras["memory"] | extras["log"] | extras["evaluate"] | {"wandb"}
     assert imported["trainer"] - optional <= extras["trainer"] | core
     assert extras["trainer"] - {"pyarrow", "transformers", "peft"} <= imported["trainer"] | core
-    assert extras["memory"] <= imported["trainer"]
+    assert extras["memory"] | extras["evaluate"] <= imported["trainer"]
 
 
 def outside(package):

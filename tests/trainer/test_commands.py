@@ -19,7 +19,7 @@ from trainer.runs import summary
 from .conftest import ROOT, TINY
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "README_zh.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))]
-WITHOUT_SETTINGS = ("generate", "extract", "merge", "convert", "inspect")  # commands that train nothing
+WITHOUT_SETTINGS = ("generate", "evaluate", "extract", "merge", "convert", "inspect")  # commands that train nothing
 SETTINGS = [
     ("lora", dict(model="qwen-image", data='it\'s a "folder"; $HOME `x`', caption="-1 degree", name="run of mine")),
     ("lora", dict(model="qwen-image", times="logit-normal", time_normal=[-0.8, 1.0], lr=1.23456789e-4, checkpointing=False)),

@@ -42,6 +42,7 @@ class Emoji(SmallQwenImage):
     chunk = 250
     license = "CC-BY-4.0: trained on the graphics of Twemoji, copyright Twitter, Inc and other contributors"
     shipped = known.SHIPPED / "base.safetensors"
+    distilled = known.SHIPPED / "distilled.safetensors"
     unread: tuple[str, ...] = (
         "data", "prompts", "sample_most", "validation",
         "base_steps", "base_batch", "base_lr", "base_optimizer", "base_matrix_lr", "base_ema",

@@ -30,7 +30,7 @@ from ..training.meters import most_memory
 from ..weights import files, origin
 from ..weights.inference import Guided, generate, load_trained, noise, ready
 from ..weights.quantise import check_quantisation
-from ..weights.trainee import VelocityModel
+from ..weights.trainee import Plain, VelocityModel
 from . import drawing, pictures, run_of
 from .previews import smaller
 
@@ -56,7 +56,8 @@ class Subject:
     """What is drawn with.  name: of it.  folder: where its run has kept what it needs (words, prompts, a base).
 
     network: loads it, as a Velocity with its model.  recommended: settings, best first.  plain: it is not distilled.
-    about: for the pictures.  each: images a prompt, where the user does not say.
+    about: for the pictures.  each: images a prompt, where the user does not say.  base: loads what it was distilled from,
+    likewise, None where that is itself.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Subject:
     about: dict[str, Any]
     plain: bool = False
     each: int = 1
+    base: Callable[[], Any] | None = None
 
 
 def of_run(args: argparse.Namespace) -> Subject:
@@ -86,12 +88,16 @@ def of_run(args: argparse.Namespace) -> Subject:
         below = origin.below(known, settings, lambda: kind.plain(settings, args.run))
         return load_trained(known, below if args.dtype is None else below.to(DTYPES[args.dtype]), weights)
 
+    def base() -> Plain:
+        below = kind.plain(settings, args.run)
+        return Plain(known, below if args.dtype is None else below.to(DTYPES[args.dtype]))
+
     about = dict(model=settings.model, run=settings.run.name, trained=provenance.step, weights=weights.name)
     about |= dict(hash=digest(weights), base=settings.data.source or known.core.models[known.name] or known.name)
     recommended = provenance.sampler or known.sampling
     return Subject(
-        f"{settings.run.name}, step {provenance.step}", settings, args.run, network, recommended, about, each=5
-    )  # fmt: skip
+        f"{settings.run.name}, step {provenance.step}", settings, args.run, network, recommended, about, each=5, base=base
+    )
 
 
 def settings_of(args: argparse.Namespace, known: Backbone) -> Settings:
@@ -271,12 +277,13 @@ def read(text: str, name: str, report: Report) -> Iterator[Prompt]:
         yield prompts.of_line(name, text, Path(), report)
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with open(file, "rb") as opened:
-        found = hashlib.sha256()
-        while block := opened.read(2**22):
-            found.update(block)
+def digest(*files: Path) -> str:
+    """SHA-256 of files, one after the other."""
+    found = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            while block := opened.read(2**22):
+                found.update(block)
     return found.hexdigest()
 
 

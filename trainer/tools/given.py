@@ -49,15 +49,16 @@ def of_weights(args: argparse.Namespace) -> Subject:
     recommended = (provenance and provenance.sampler) or known.sampling
     name = Path(args.weights).name if args.weights else f"{known.name}, plain"
     made: dict[str, Any] = dict(name=name, settings=settings, folder=folder, recommended=recommended, about=about)
+    base = lambda: Plain(known, below())
     if any(map(is_part, names)):
         check_base(known, settings, files[0], own_base)
-        return Subject(network=lambda: adapted(known, below(), files[0]), **made)
+        return Subject(network=lambda: adapted(known, below(), files[0]), base=base, **made)
     if any(map(is_second_embedder, names)):
         weights = files[0] if own_base else args.weights
         if not own_base:
             known.outline(settings.data.source, distilled=weights)
         load = lambda: known.load(settings.data.source, dtype=dtype, distilled=weights)
-        return Subject(network=lambda: VelocityModel(known, load(), "two"), **made)
+        return Subject(network=lambda: VelocityModel(known, load(), "two"), base=base, **made)
     source = args.weights or settings.data.source
     if not own_base:
         known.outline(source, fetch=True)

@@ -94,8 +94,12 @@ def files_of(source: str) -> tuple[list[WeightsFile], Path | None]:
     return [open_weights(path, streamed=True) for path in shards(root)], described
 
 
+def is_run(root: Path) -> bool:
+    return (root / "config.json").is_file() and not sources.is_described(root)
+
+
 def refuse_run(root: Path) -> None:
-    if (root / "config.json").is_file() and not sources.is_described(root):
+    if is_run(root):
         name = sources.read_config(root).get("name") or root.name
         raise TrainerError(f"{root}: is the folder of a run; expected a file of it, such as {final(root, name)}")
 
