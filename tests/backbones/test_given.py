@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer import evaluate
 from trainer.config import from_flat
 from trainer.generate import main
 from trainer.runs import pictures
@@ -228,3 +229,20 @@ def test_bad_input_is_one_line_before_an_encoder_is_loaded(qwen, tmp_path, capsy
 
 def test_neither_a_run_nor_a_model(capsys):
     assert main(["--prompts", "a cat"]) == 2 and "expected a run's folder, or --model" in capsys.readouterr().err
+
+
+def test_evaluate(qwen, tmp_path):
+    """Two files that say what they are, side by side, with an encoder, an autoencoder and a guided base, drawn once."""
+    files = [str(qwen.files[kind]) for kind in ("two", "full")]
+    base = ["--source", str(qwen.folder), "--encoders", str(qwen.folder), "--dtype", "fp32", "--size", SIZE]
+    asked = ["--prompts", "a cat", "--nfe", "1", "--many", "2", "--each", "2", "--output", str(tmp_path / "x")]
+    assert evaluate.main([*files, *base, *asked]) == 0
+    saved = json.loads((tmp_path / "x" / "measures.json").read_text())
+    assert [row["name"] for row in saved["networks"]] == ["two.safetensors", "full.safetensors"]
+    assert saved["settings"]["networks"][0]["beside"]["guidance"] == [2.0] and saved["settings"]["size"] == [64, 64]
+    drawn = sorted(p.parent.name for p in (tmp_path / "x" / "images").rglob("*.png"))
+    assert drawn == ["1-nfe"] * 4 + ["2-nfe"] * 6
+    one = ["--model", "qwen-image", "--weights", files[1], *base, "--prompts", "a cat", "--steps", "1"]
+    assert main([*one, "--output", str(tmp_path / "one.png")]) == 0
+    (own,) = (tmp_path / "x" / "images").glob("02-*/1-nfe/*01.png")
+    assert torch.equal(pictures.read(own)[0], pictures.read(tmp_path / "one.png")[0])

@@ -29,6 +29,7 @@ OURS = "images", "grids", "bench"  # folders that are written
 def evaluate(args: argparse.Namespace) -> None:
     """Raises TrainerError or WeightsError, before anything is drawn as far as that can be known."""
     check_numbers(args)
+    device = Accelerator().device
     known, subjects = subjects_of(args)
     bench = benches.BENCHES[args.bench[0]] if args.bench else None
     usual = size_of(args.size, subjects[0].settings, known), bool(args.size)
@@ -40,10 +41,9 @@ def evaluate(args: argparse.Namespace) -> None:
             raise TrainerError(f"--bench {args.bench[0]}: {known.name} edits images; expected a model of text to image")
         asked = [Prompt(case.name, case.text) for case in cases]
         steps = args.nfe
-        features = None
     else:
         report.check()
-        features = open_features(args.features)
+        open_features(args.features)  # a fault is found before anything is drawn
         asked = asked_for(args.prompts or list(run_of(known).usual()), args.reference, known)
         asked = [own._replace(steps=()) for own in asked]  # all are drawn in the same ones
         steps = [*args.nfe, args.many]
@@ -52,7 +52,6 @@ def evaluate(args: argparse.Namespace) -> None:
     gallery = Gallery(args.output / "images", asked, usual, args.each, args.seed)
     everything = list({id(own): own for own in (*networks, *filter(None, bases))}.values())
     opened(args.output, record, args.overwrite)
-    device = Accelerator().device
     gallery.draw(everything, device)
     if bench:
         for own in everything:
@@ -61,7 +60,7 @@ def evaluate(args: argparse.Namespace) -> None:
                 images = [[gallery.picture(own, sampling, row, k).path for k in range(args.each)] for row in range(len(asked))]
                 print(f"wrote {place}; {bench.title} scores it by: {bench.write(place, cases, images)}")
         return
-    assert features is not None
+    features = open_features(args.features, device)
     table, grids = measured(gallery, networks, bases, features, args.output / "grids")
     about = record | dict(features=dict(name=features.name, distance=features.distance, **features.about))
     about |= dict(device=name_of(device), torch=torch.__version__, command=args.command)

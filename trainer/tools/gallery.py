@@ -104,13 +104,15 @@ class Gallery:
         return True
 
     def conditions(self, own: Drawn, known: dict[str, list[Condition]], device: torch.device) -> list[Condition]:
-        """Of the prompts, then of the empty ones beside; encoded once for networks with the same encoders."""
+        """Of the prompts, then of the empty one beside each; encoded once for networks with the same encoders."""
         data = own.settings.data
         name = f"{own.folder if 'data' in backbone(own.settings.model).unread else ''} {data}"
         if name not in known:
-            empty = [prompt._replace(text=data.guidance_prompt) for prompt in self.prompts]
-            kind = run_of(backbone(own.settings.model))
-            known[name] = kind.conditions(own.settings, own.folder, [*self.prompts, *empty], device)
+            kind, rows = run_of(backbone(own.settings.model)), len(self.prompts)
+            empty = {prompt.references: prompt._replace(text=data.guidance_prompt) for prompt in self.prompts}
+            made = kind.conditions(own.settings, own.folder, [*self.prompts, *empty.values()], device)
+            beside = dict(zip(empty, made[rows:]))
+            known[name] = made[:rows] + [beside[prompt.references] for prompt in self.prompts]
         return known[name]
 
     def sample(self, own: Drawn, waiting: list[Picture], conditions: list[Condition], device: torch.device) -> None:
