@@ -15,7 +15,7 @@ from trainer.weights import inference
 from trainer.weights.trainee import Trainee
 from twinflow.weights import load, read_header, save
 
-from .conftest import FAMILIES, GOLDENS, made, published
+from .conftest import FAMILIES, GOLDENS, families, made, published
 from .forms import written
 
 SIZE = "64x64"
@@ -246,3 +246,14 @@ def test_evaluate(qwen, tmp_path):
     assert main([*one, "--output", str(tmp_path / "one.png")]) == 0
     (own,) = (tmp_path / "x" / "images").glob("02-*/1-nfe/*01.png")
     assert torch.equal(pictures.read(own)[0], pictures.read(tmp_path / "one.png")[0])
+
+
+@families(lambda backbone: backbone.edits)
+def test_evaluate_a_model_that_edits(family, whole, tmp_path):
+    path, picture = trained(family, whole.folder)["two"], tmp_path / "r.png"
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(picture)
+    base = ["--source", str(whole.folder), "--encoders", str(whole.folder), "--dtype", "fp32", "--size", SIZE]
+    asked = ["--model", family.backbone.name, str(path), "--prompts", "a cat", "a dog", "--nfe", "1", "--many", "2"]
+    assert evaluate.main([*asked, *base, "--reference", str(picture), "--output", str(tmp_path / "x")]) == 0
+    (network,) = json.loads((tmp_path / "x" / "measures.json").read_text())["networks"]
+    assert network["base"]["steps"] == 2 and all(row["base_pixel"] > 0 for row in network["rows"])

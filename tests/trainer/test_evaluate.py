@@ -128,6 +128,12 @@ def test_runs_side_by_side(finished, tmp_path):
     assert plain["rows"][0]["own_feature"] > 0 and plain["rows"][0]["own_feature_share"] is None
 
 
+def test_a_wrong_word_leaves_nothing_in_the_way(tmp_path, capsys):
+    asked = [*EMOJI[: EMOJI.index("--prompts")], "--output", str(tmp_path / "x"), "--each", "1", "--prompts"]
+    assert main([*asked, "a zyxw"]) == 2 and "zyxw" in capsys.readouterr().err
+    assert main([*asked, "pizza"]) == 0 and "going on" not in capsys.readouterr().out
+
+
 # benchmarks, read as their scorers read them
 
 
@@ -187,6 +193,7 @@ FAULTS = {
     "nfe of many": ([*EMOJI, "--nfe", "1,32"], ["--nfe 32", "--many"]),
     "no steps": ([*EMOJI, "--nfe", "0,1"], ["--nfe is 0"]),
     "base": ([*EMOJI, "--base-steps", "-1"], ["--base-steps is -1"]),
+    "guidance": ([*EMOJI, "--guidance", "nan"], ["--guidance is nan"]),
     "each": ([*EMOJI, "--each", "0"], ["--each is 0"]),
     "seed": ([*EMOJI, "--seed", str(2**63)], ["--seed is"]),
     "word": (["--model", "emoji", "--prompts", "a zyxw"], ["zyxw"]),

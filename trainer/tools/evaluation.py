@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise TrainerError(f"--seed is {args.seed}; expected a number of at most 63 bits")
     if args.each is not None and args.each < 1:
         raise TrainerError(f"--each is {args.each}; expected 1 or more")
+    if args.guidance is not None and not 0 <= args.guidance < math.inf:
+        raise TrainerError(f"--guidance is {args.guidance}; expected 1 (none) or more")
     try:
         args.nfe = sorted({int(part) for part in args.nfe.split(",")})
     except ValueError:
@@ -128,14 +131,14 @@ def opened(output: Path, record: dict[str, Any], overwrite: bool) -> None:
                 f"--output {output}: holds other files; expected a new folder, or one of an evaluation"
             ) from None
         differ = [name for name in record if then.get(name) != record[name]]
-        if differ and not overwrite:
+        if differ and not overwrite and any((output / name).exists() for name in OURS):
             raise TrainerError(
                 f"--output {output}: holds an evaluation with other {', '.join(differ)}; expected a new folder, or --overwrite"
             )
         if differ:
             for name in OURS:
                 shutil.rmtree(output / name, ignore_errors=True)
-        else:
+        elif (output / OURS[0]).exists():
             print(f"going on in {output}: what is drawn there is kept")
     output.mkdir(parents=True, exist_ok=True)
     write_json(record, output / RECORD)

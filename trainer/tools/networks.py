@@ -82,13 +82,14 @@ def drawn(
         base = None
         if subject.base is not None and args.base_steps:
             title, identity = base_of(own, subject)
-            if identity not in found:
+            key = f"{identity} {scales}"
+            if key not in found:
                 one = Drawn(
                     title, f"base{f'-{len(found) + 1}' if found else ''}", settings, subject.folder, subject.base,
                     at_steps([args.base_steps], [SAMPLING[30]]), dict(model=own.name, base=identity), scales,
                 )  # fmt: skip
-                found[identity] = one
-            base = found[identity]
+                found[key] = one
+            base = found[key]
         bases.append(base)
     return networks, bases
 
