@@ -102,17 +102,8 @@ def geneval(folder: Path, cases: list[Case], images: list[list[Path]]) -> str:
         write_atomically(place / "metadata.jsonl", lambda to, case=case: Path(to).write_text(case.line + "\n", "utf-8"))
         for i, image in enumerate(own):
             write_atomically(place / "samples" / f"{i:04d}.png", lambda to, image=image: link(image, to))
-    return shell.join(
-        [
-            "python",
-            "evaluation/evaluate_images.py",
-            str(folder.resolve()),
-            "--outfile",
-            "results.jsonl",
-            "--model-path",
-            "DETECTOR",
-        ]
-    )
+    words = [str(folder.resolve()), "--outfile", "results.jsonl", "--model-path", "DETECTOR"]
+    return shell.join(["python", "evaluation/evaluate_images.py", *words])
 
 
 def geneval2(folder: Path, cases: list[Case], images: list[list[Path]]) -> str:
