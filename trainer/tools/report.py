@@ -101,7 +101,7 @@ def drawn(chart: Chart, table: list[dict[str, Any]], colours: list[str]) -> str:
         ax.set_xscale("log", base=2)
         ax.set_xticks(steps, [str(step) for step in steps], minor=False)
         ax.set_xticks([], minor=True)
-        ax.set_ylim(0, max([chart.top or 0, ax.get_ylim()[1]]))
+        ax.set_ylim(0, 1.03 * max(chart.top or 0, ax.get_ylim()[1]))
         ax.set_xlabel("network evaluations")
         ax.tick_params(colors=INK)
         ax.xaxis.label.set_color(INK)
