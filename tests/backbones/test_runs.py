@@ -18,6 +18,7 @@ from trainer.runs.images import ImageRun
 from trainer.training import checkpoint
 from twinflow.weights import Provenance, load, read_header
 
+from ..scale.test_distributed import together as sharded
 from .conftest import families
 
 RUN = ["--resolution", "64", "--steps", "2", "--sample-every", "2", "--sample-base", "2", "--validate-every", "2",
@@ -201,3 +202,17 @@ def test_data_are_known_by_their_content(family, whole, photos, tmp_path, monkey
     assert "the data are not what they were (6 rows, were 5): training goes on with them as they are" in out
     _, out = go("cut", pics, 8)
     assert "not what they were" not in out
+
+
+@families(lambda backbone: backbone.name == "sd3.5")  # whose second time embedder is drawn, and whose table lies in the file
+def test_sharded(family, whole, photos, tmp_path):
+    """Read by part, saved by part; the samples before the first step are the model's own."""
+    given = [*options(family, whole, photos, tmp_path), "--optimizer", "adamw", "--batch", "4", "--validation", ""]
+    assert "wrote" in sharded(tmp_path, "images", "fsdp2", *given, "--steps", "1")[0]
+    run = tmp_path / "sd3.5-full"
+    assert (run / "checkpoints" / "step-00000001").is_dir() and (run / "samples" / "step-000000.png").exists()
+    found, base = load(run / "sd3.5-full.safetensors"), family.backbone.to_file(whole.pipeline.transformer.state_dict())
+    assert base.keys() < found.keys() and all(t.isfinite().all() for t in found.values())
+    assert torch.equal(found["pos_embed"], base["pos_embed"])
+    moved = [name for name, t in base.items() if not torch.equal(found[name], t)]
+    assert len(moved) > 0.9 * len(base) and all((found[n] - base[n]).abs().max() < 0.01 for n in moved)

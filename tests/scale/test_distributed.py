@@ -14,14 +14,14 @@ from ..processes import Started
 KINDS = ("ddp", "fsdp2")
 
 
-def together(folder, *task, worker="worker.py") -> str:
-    """Run the worker in two processes; the output of the first."""
+def together(folder, *task, worker="worker.py", count=2) -> list[str]:
+    """Run the worker in so many processes; what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    common = dict(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
     processes = []
-    for rank in ("0", "1"):
+    for rank in map(str, range(count)):
         environment = common | dict(RANK=rank, LOCAL_RANK=rank)
         processes.append(Started(Path(__file__).with_name(worker), folder, *task, files=folder, environment=environment))
     try:
@@ -29,13 +29,13 @@ def together(folder, *task, worker="worker.py") -> str:
     finally:
         for process in processes:
             process.send_signal(signal.SIGKILL)
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-3000:] for text in outputs)
-    return outputs[0]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(text[-3000:] for text in outputs)
+    return outputs
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def output(request, tmp_path_factory):
-    return together(tmp_path_factory.mktemp(request.param), "train", request.param)
+    return together(tmp_path_factory.mktemp(request.param), "train", request.param)[0]
 
 
 def test_two_processes_equal_one_with_twice_the_batch(output):
@@ -48,7 +48,7 @@ def test_resuming_is_exact(output):
 
 @pytest.mark.parametrize(("kind", "mode"), [("ddp", "lora"), ("fsdp2", "full")])
 def test_a_whole_run_writes_whole_weights(tmp_path, kind, mode):
-    assert "wrote" in together(tmp_path, "run", kind, mode)
+    assert "wrote" in together(tmp_path, "run", kind, mode)[0]
     run = tmp_path / f"digits-{mode}"
     weights, base = load(run / f"digits-{mode}.safetensors"), load(run / "base.safetensors")
     if mode == "full":

@@ -20,7 +20,7 @@ from .test_distributed import together
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("sharded")
     checkpoint.write(state_worker.at(state_worker.state(False), 1), path / "single", "x", 1)
-    assert together(path, worker="state_worker.py").count("done") == 1
+    assert together(path, worker="state_worker.py")[0].count("done") == 1
     return path
 
 

@@ -3,6 +3,7 @@
     worker.py FOLDER train ddp|fsdp2       three steps of tiny models, against one process with twice the batch;
                                            stopped and going on, against never stopping
     worker.py FOLDER run   ddp|fsdp2 MODE  a whole run on digits
+    worker.py FOLDER images fsdp2 OPTION.. a whole run of trainer.full with these options
 
 FSDP on CPUs is what accelerate does not offer, so it is told that it may.
 """
@@ -16,6 +17,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from tiny import batch, config, plain  # beside this file; a dependency brings a package named tests
 
+from trainer.cli import main as command
 from trainer.config import Training, resolve
 from trainer.data.order import rows_at
 from trainer.runs import digits
@@ -57,7 +59,7 @@ class Rows:
 def shard(accelerator: Accelerator) -> Accelerator:
     PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True, cpu_ram_efficient_loading=False
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True
     )
     return accelerator
 
@@ -228,6 +230,10 @@ def main():
     if task == "run":
         whole_run(folder, kind, *rest)
         return
+    if task == "images":
+        original = runs.start_accelerator
+        runs.start_accelerator = lambda *args: shard(original(*args))
+        sys.exit(command("full", rest))
     assert task == "train", task
     accelerator = start(kind)
     steps(accelerator, folder, kind)

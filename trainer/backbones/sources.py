@@ -22,6 +22,8 @@ from twinflow.time_embedding import SecondEmbedder
 from twinflow.weights import shards
 
 from .. import TrainerError
+from ..weights import deferred
+from ..weights.deferred import Deferred
 from .packed import ENDINGS, WORK, WeightsFile, is_weights, open_weights
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
@@ -32,7 +34,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "BOOL": torch.bool,
 }  # fmt: skip
-_mode: ContextVar[str] = ContextVar("mode", default="")  # "headers", "local headers"
+_mode: ContextVar[str] = ContextVar("mode", default="")  # "headers", "local headers", "late"
 EXPECTED = "expected a diffusers folder, a .safetensors or .gguf file, or a hub id such as Qwen/Qwen-Image"
 
 
@@ -51,12 +53,26 @@ def headers_only(*, fetch: bool) -> Iterator[None]:
         _mode.reset(token)
 
 
-def tensors_of(file: WeightsFile, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+@contextmanager
+def late() -> Iterator[None]:
+    """Within it models are loaded whose parameters wait for their values (see weights.deferred)."""
+    token = _mode.set("late")
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def tensors_of(file: WeightsFile, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """Those of a file; what is quantised there in dtype (None: bfloat16)."""
     if not _mode.get():
         return file.tensors(dtype=dtype)
-    kinds = {name: WORK if name in file.packed else DTYPES.get(kind, torch.uint8) for name, (kind, _) in file.entries.items()}
-    return {name: torch.empty(file.shapes[name], dtype=kind, device="meta") for name, kind in kinds.items()}
+    kinds = {name: DTYPES.get(kind, torch.uint8) for name, (kind, _) in file.entries.items()}
+    kinds |= dict.fromkeys(file.packed, dtype or WORK)
+    outlines = {name: torch.empty(file.shapes[name], dtype=kind, device="meta") for name, kind in kinds.items()}
+    if _mode.get() != "late":
+        return outlines
+    return {name: Deferred(t, lambda name=name: file.tensors([name], dtype)[name]) for name, t in outlines.items()}
 
 
 def is_hub_id(source: str) -> bool:
@@ -132,9 +148,11 @@ def transformer_files(root: Path, source: str) -> tuple[list[WeightsFile], Path 
             raise TrainerError(
                 f"model source {source!r}: is a {root.suffix or 'nameless'} file; expected .safetensors or .gguf"
             )
-        return [open_weights(file) for file in shards(root)], root.parent if is_described(root.parent) else None
-    folder = folder_of(root, "transformer", source)
-    return [open_weights(file) for file in weight_files(folder)], folder if (folder / "config.json").is_file() else None
+        files, folder = shards(root), root.parent if is_described(root.parent) else None
+    else:
+        folder = folder_of(root, "transformer", source)
+        files, folder = weight_files(folder), folder if (folder / "config.json").is_file() else None
+    return [open_weights(file, streamed=_mode.get() == "late") for file in files], folder
 
 
 def described(source: str) -> Path | None:
@@ -197,10 +215,20 @@ def build(
                 "a second time embedder, so it is a TwinFlow model already; expected a plain one (--init FILE starts from it)"
             )
         raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
-    for name, t in tensors.items():
-        if not is_finite(t):
+
+    def ready(name: str) -> Tensor:
+        found: Any = tensors[name]
+        found = found.make() if isinstance(found, Deferred) else found
+        if not is_finite(found):
             raise TrainerError(f"{source}: {name!r} holds values that are not numbers: it is damaged, fetch it again")
-    model.load_state_dict({name: cast(t, dtype) for name, t in tensors.items()}, assign=True)
+        return cast(found, dtype)
+
+    waiting = dict(model.named_parameters()) if _mode.get() == "late" else {}
+    for name, p in waiting.items():
+        outline = cast(torch.empty_like(p, dtype=tensors[name].dtype), dtype)
+        deferred.wait(p, Deferred(outline, lambda name=name: ready(name)))
+    own = {name: ready(name) for name in tensors if name not in waiting}
+    model.load_state_dict(own, strict=not waiting, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -137,7 +137,8 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
     before = {name: value + RESERVE for name, value in encoding.stages(backbone, settings, pixels).items()}
     decoding = encoding.decoding(backbone, pixels) if settings.logging.sample_every else 0
     state = copy + items.get("averages (EMA)", 0.0) + items[f"optimiser ({training.optimizer})"]
-    loading = max(loaded - sum(away), state)
+    sharded = cards > 1 and settings.mode == "full"  # and read a tensor at a time
+    loading = passing(model, second) if sharded else max(loaded - sum(away), state)
     texts = encoding.text_in_host(backbone, settings)
     host = {"programs": PROGRAMS, "the text encoders, then the model, as they are loaded": max(texts, sum(away) + loading)}
     grids = (resident + decoding + RESERVE) * bool(decoding)
@@ -192,6 +193,14 @@ def trained(backbone: Backbone, mode: str, rank: int, targets: str, time: str) -
 def numbers(model: nn.Module, second: str) -> int:
     """Parameters of the model without those whose names begin with `second`."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second))
+
+
+@cache
+def passing(model: nn.Module, second: str) -> int:
+    """Bytes of host memory of a process while it reads a model of which its card keeps a part: the largest tensor as read,
+    unpacked, scaled and rounded; and the time embedders, which are made whole."""
+    times = sum(p.numel() for name, p in model.named_parameters() if name.startswith(second))
+    return 12 * max(p.numel() for p in model.parameters()) + 2 * 4 * times
 
 
 @cache

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +17,7 @@ from twinflow.objective import Condition
 from twinflow.weights import write_atomically
 
 from .. import TrainerError, console, data
-from ..backbones import Backbone
+from ..backbones import Backbone, sources
 from ..backbones.images import tile
 from ..config import Settings
 from ..data import Cache, CachedData, DataRequest, Encoder, prompts
@@ -30,7 +31,7 @@ from ..data.report import Report, listing
 from ..seeds import seed_of
 from ..training import checkpoint
 from ..training.log import Log
-from ..weights import origin
+from ..weights import origin, sharding
 from . import encoders
 from .previews import Shown
 
@@ -79,10 +80,7 @@ class ImageRun:
         train = rows("training", wanted.data, dataset=wanted.dataset, caption_dropout=wanted.caption_dropout)
         validation = rows("validation", logged.validation) if logged.validation else None
         shown = self.encoded(settings, asked, cache, accelerator) if asked else train.first(SHOWN)
-        dtype = settings.torch_dtype if settings.mode == "lora" else None
-        console.loading(f"the transformer of {self.backbone.name}")
-        plain = lambda: self.backbone.load(wanted.source, dtype=dtype)
-        held.append(origin.model(self.backbone, settings, plain, dtype))
+        held.append(self.transformer(settings, accelerator))
         made = [self.row(i, held[0], cache, wanted.guidance_prompt, *own) for i, own in enumerate(zip_longest(shown, asked))]
         if accelerator.is_main_process:
             (folder / "samples").mkdir(exist_ok=True)
@@ -91,6 +89,13 @@ class ImageRun:
             table = [json.dumps(line(row, own[0]), ensure_ascii=False) for row, own in zip(made, shown)]
             (folder / "samples" / "prompts.jsonl").write_text("\n".join(table) + "\n", "utf-8")
         return PreparedImages(held[0], train, validation, made)
+
+    def transformer(self, settings: Settings, accelerator: Accelerator) -> nn.Module:
+        """Frozen; one that is to be sharded is read when it is, a tensor at a time.  Raises TrainerError."""
+        dtype = settings.torch_dtype if settings.mode == "lora" else None
+        console.loading(f"the transformer of {self.backbone.name}")
+        with sources.late() if settings.mode == "full" and sharding.shards(accelerator) else nullcontext():
+            return origin.model(self.backbone, settings, lambda: self.backbone.load(settings.data.source, dtype=dtype), dtype)
 
     def asked(self, settings: Settings, say: Callable[[str], object]) -> list[Asked]:
         """The prompts of --prompts, of which only so many are drawn; none where it is not given.  Raises TrainerError."""

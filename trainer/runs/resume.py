@@ -8,7 +8,7 @@ from torch import nn
 
 from .. import TrainerError, console
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
-from ..weights import files, lora
+from ..weights import deferred, files, lora
 from . import summary
 from .summary import option
 
@@ -91,7 +91,7 @@ def fingerprint(model: nn.Module) -> str:
     """A hash of a model's weights, wherever their files lie and in whichever layout and float format."""
     digest = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
-        flat = p.detach().flatten()
+        flat = deferred.value_of(p).flatten()
         some = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat))).long()]
         digest.update(repr((name, tuple(p.shape), some.bfloat16().tolist())).encode())
     return digest.hexdigest()[:16]

@@ -341,6 +341,8 @@ def read_json(path: Path) -> Any:
 
 def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
     tracker = trackers.chosen(settings)
+    # accelerate launch asks for it: no weights in any process but the first; here each encodes, and reads its own part
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator(
         mixed_precision="no",  # settings.memory.dtype decides, not what accelerate was configured with
         log_with=None if tracker == "none" else tracker,

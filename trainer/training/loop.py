@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from twinflow.roles import share_out
 from .. import Diverged, Stopped
 from ..config import Training
 from ..seeds import seed_of
-from ..weights import sharding
+from ..weights import deferred, sharding
 from . import checkpoint, optimizers
 from .ahead import Ahead
 from .log import Log
@@ -90,6 +91,16 @@ class Job:
         """Of one step, in one process."""
         return self.training.batch * self.training.accumulation
 
+    def shard(self, accelerator: Accelerator) -> None:
+        """The network, as accelerate is configured; it gets new parameters."""
+        names, values = {id(p): name for name, p in self.tensors.items()}, deferred.waiting(self.network)
+        fsdp2_prepare_model(accelerator, self.network)
+        deferred.share_out(self.network, values)
+        live = dict(self.network.named_parameters())
+        self.tensors.update({name: live[name] for name in self.tensors})
+        for group in self.groups:
+            group["params"] = [live[names[id(p)]] for p in group["params"]]
+
 
 def learning_rate(step: int, training: Training) -> float:
     """The share of the peak learning rate at this step."""
@@ -126,13 +137,14 @@ def train(
     model: names the weights that training starts from (see checkpoint.write).
     Raises Stopped after saving when interrupted, and Diverged when training has broken down.
     """
-    built = optimizers.build(job.groups, job.training)
-    # what is frozen is the same everywhere: DDP need not send it, and could not send quantised weights
-    ignored = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
-    object.__setattr__(job.network, "_ddp_params_and_buffers_to_ignore", ignored)
-    network, *built = accelerator.prepare(job.network, *built)
-    live = sharding.parameters(job.network)
-    job.tensors.update({name: live[name] for name in job.tensors})  # FSDP puts new parameters in place
+    if sharding.shards(accelerator):
+        job.shard(accelerator)
+        network, built = job.network, optimizers.build(job.groups, job.training)
+    else:
+        # what is frozen is the same everywhere: DDP need not send it, and could not send quantised weights
+        ignored = [n for n, _ in job.network.named_parameters() if n not in job.tensors]
+        object.__setattr__(job.network, "_ddp_params_and_buffers_to_ignore", ignored)
+        network, *built = accelerator.prepare(job.network, *optimizers.build(job.groups, job.training))
     averages = {key: EMA(job.tensors.values(), decay) for key, decay in job.averages.items()}
     state = checkpoint.State(job.tensors, built, averages)
     trainer = Step(job, network, accelerator, averages, seed)  # whose guide is a copy of the weights before they are trained

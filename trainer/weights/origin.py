@@ -22,7 +22,7 @@ from twinflow.weights import Provenance, WeightsError, read_header
 from .. import TrainerError
 from ..backbones import Backbone
 from ..config import INIT, Settings
-from . import lora
+from . import deferred, lora
 from .lora_file import Adapter, read_adapter
 from .trainee import Trainee, second_of
 
@@ -123,10 +123,14 @@ def model(
         return backbone.load(settings.data.source, dtype=dtype, distilled=path)
     made = plain()
     adapter = read_adapter(path, backbone, made)
-    for name in adapter.modules:  # as they will be trained; bf16 would swallow small changes
-        made.get_submodule(name).float()
     if adapter.second:
         second_of(backbone, made).float()
+    for name, (down, up) in list(adapter.modules.items()):
+        weight = made.get_submodule(name).float().weight  # as they will be trained; bf16 would swallow small changes
+        assert isinstance(weight, nn.Parameter)
+        if deferred.waits(weight):
+            deferred.change(weight, lambda value, down=down, up=up: value + up @ down)
+            del adapter.modules[name]
     lora.merge(backbone, made, adapter.tensors(), path)
     return made
 

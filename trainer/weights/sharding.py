@@ -13,6 +13,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def shards(accelerator: Any) -> bool:
+    """Whether accelerate is configured to shard."""
+    return accelerator.distributed_type == "FSDP"
+
+
 def is_sharded(network: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in network.modules())
 
@@ -77,6 +82,9 @@ def lent(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     torch.func.functional_call cannot do it: FSDP computes with what it gathers from its own parameters.  A forward with
     gradient may be under way: its backward gathers anew.
     """
+    if not values:
+        yield
+        return
     named = parameters(network)
     live, other = [local(named[name]) for name in values], [local(value) for value in values.values()]
     own = [tensor.clone() for tensor in live]

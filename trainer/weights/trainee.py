@@ -13,7 +13,7 @@ from twinflow.weights import Provenance
 from .. import TrainerError
 from ..backbones import Backbone, attention
 from ..config import Settings
-from . import lora, sharding
+from . import deferred, lora, sharding
 from .block_swap import BlockSwap, blocks_of
 from .compiling import compile_blocks
 from .quantise import quantise
@@ -137,4 +137,7 @@ class Trainee:
 def second_of(backbone: Backbone, model: nn.Module) -> nn.Module:
     """The model's second time embedder, a new one where it has none."""
     time = backbone.core.time
-    return model.get_submodule(time.name) if time.installed(model) else time.install(model)
+    if time.installed(model):
+        return model.get_submodule(time.name)
+    deferred.fill(model.get_submodule(time.embedder))  # of which the new one is a copy
+    return time.install(model)
