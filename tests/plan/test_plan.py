@@ -229,6 +229,12 @@ def test_sharding():
     assert four.items["gradients"] == one.items["gradients"] / 4
     assert four.items["activations"] == one.items["activations"]
     assert four.items["blocks gathered by FSDP"] > 0 and "blocks gathered by FSDP" not in one.items
+    known = backbone("qwen-image")
+    model = memory.skeleton(known)
+    loading = memory.passing(model, f"{known.core.time.name}.")  # beside which the text encoder's 15.4 GiB stand in the plan
+    largest = 12 * 3072 * 6 * 3072
+    assert largest < loading < 1.2 * largest
+    assert memory.plan(known, wanted, 8).host_peak < memory.plan(known, wanted).host_peak / 4
 
 
 def test_table_and_command_line(capsys):
