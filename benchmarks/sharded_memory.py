@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
+from trainer.tensors import sharding  # noqa: E402
+from trainer.tensors.deferred import Deferred, made, outlines  # noqa: E402
 from trainer.training import checkpoint, disk  # noqa: E402
-from trainer.weights import sharding  # noqa: E402
-from trainer.weights.deferred import Deferred, made, outlines  # noqa: E402
 from twinflow.ema import EMA  # noqa: E402
 from twinflow.weights import file_order, save_streamed  # noqa: E402
 

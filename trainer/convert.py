@@ -25,12 +25,12 @@ from twinflow.weights import WeightsError, load, read_header
 from . import TrainerError
 from .backbones import Backbone, backbone
 from .backbones.packed import SAFE
+from .tensors.deferred import Deferred
 from .tools import loras
 from .tools.command import DTYPES, Parser, cast, check_output, ran, target, written
 from .tools.states import is_state, of_state
 from .tools.stored import Stored, backbone_of, open_model, refuse_run, trained
 from .weights import lora
-from .weights.deferred import Deferred
 from .weights.lora_file import read_adapter
 from .weights.quantise import layers
 

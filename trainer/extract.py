@@ -13,11 +13,11 @@ from tqdm import tqdm
 from twinflow.weights import Provenance, load, save
 
 from . import TrainerError
+from .tensors.deferred import Deferred
 from .tools.command import DTYPES, Parser, cast, check_output, ran, written
 from .tools.low_rank import factors
 from .tools.stored import Stored, open_model
 from .weights import lora
-from .weights.deferred import Deferred
 
 STRANGE = 0.5  # energy of the difference over the base's: of another base it is near 2
 LOOK = 8  # layers after which that is looked at

@@ -11,9 +11,9 @@ from torch import Tensor
 from twinflow.weights import Provenance, WeightsError, read_header
 
 from . import TrainerError
+from .tensors.deferred import Deferred
 from .tools.command import DTYPES, Parser, cast, check_output, ran, target, written
 from .tools.stored import Stored, open_model, provenance_of
-from .weights.deferred import Deferred
 from .weights.lora_file import Adapter, Pair, read_adapter
 
 

@@ -10,7 +10,8 @@ from trainer import TrainerError
 from trainer.backbones import sources
 from trainer.config import from_flat
 from trainer.runs.resume import fingerprint
-from trainer.weights import deferred, origin
+from trainer.tensors import deferred
+from trainer.weights import origin
 from trainer.weights.trainee import Trainee
 from twinflow.weights import save
 

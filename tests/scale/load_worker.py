@@ -15,8 +15,8 @@ from worker import shard  # beside this file
 from trainer.backbones import sources
 from trainer.config import from_flat
 from trainer.runs import run, run_of
+from trainer.tensors import sharding
 from trainer.training import loop, optimizers
-from trainer.weights import sharding
 from trainer.weights.trainee import Trainee
 from twinflow.objective import Objective
 

@@ -8,8 +8,8 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
+from trainer.tensors import sharding
 from trainer.training import checkpoint, sharded
-from trainer.weights import sharding
 from twinflow.ema import EMA
 from twinflow.weights import save
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer import TrainerError
+from trainer.tensors.deferred import Deferred, made, outlines
 from trainer.training import checkpoint, sharded
-from trainer.weights.deferred import Deferred, made, outlines
 from twinflow.weights import WeightsError, file_order, load, read_header, save, save_streamed
 
 from . import state_worker

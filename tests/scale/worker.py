@@ -24,9 +24,9 @@ from trainer.runs import digits
 from trainer.runs import run as runs
 from trainer.runs.run import averaged
 from trainer.seeds import seed_of
+from trainer.tensors import sharding
 from trainer.training import checkpoint, loop, optimizers
 from trainer.training.log import Log
-from trainer.weights import sharding
 from trainer.weights.teachers import WithWeights
 from trainer.weights.trainee import Trainee
 from twinflow import objective as twinflow

@@ -22,8 +22,8 @@ from twinflow.time_embedding import SecondEmbedder
 from twinflow.weights import shards
 
 from .. import TrainerError
-from ..weights import deferred
-from ..weights.deferred import Deferred
+from ..tensors import deferred
+from ..tensors.deferred import Deferred
 from .packed import ENDINGS, WORK, WeightsFile, is_weights, open_weights
 
 UNWANTED = ["*.bin", "*.pth", "*.ckpt", "*.fp16.*", "*.msgpack", "*.h5", "*.onnx*"]
@@ -55,7 +55,7 @@ def headers_only(*, fetch: bool) -> Iterator[None]:
 
 @contextmanager
 def late() -> Iterator[None]:
-    """Within it models are loaded whose parameters wait for their values (see weights.deferred)."""
+    """Within it models are loaded whose parameters wait for their values (see tensors.deferred)."""
     token = _mode.set("late")
     try:
         yield

@@ -29,9 +29,10 @@ from ..data.image_files import size as size_of
 from ..data.prompts import Prompt as Asked
 from ..data.report import Report, listing
 from ..seeds import seed_of
+from ..tensors import sharding
 from ..training import checkpoint
 from ..training.log import Log
-from ..weights import origin, sharding
+from ..weights import origin
 from . import encoders
 from .previews import Shown
 

@@ -15,10 +15,11 @@ from twinflow.objective import Condition, Objective, Velocity
 
 from ..backbones.small_qwen_image import SmallQwenImage
 from ..config import Settings, Training
+from ..tensors import sharding
 from ..training import disk, optimizers
 from ..training.log import Log
 from ..training.loop import Data, Job, train
-from ..weights import files, sharding
+from ..weights import files
 from ..weights.teachers import WithWeights
 from . import drawing
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from .. import TrainerError, console
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
-from ..weights import deferred, files, lora
+from ..tensors import deferred
+from ..weights import files, lora
 from . import summary
 from .summary import option
 

@@ -22,12 +22,13 @@ from twinflow.weights import file_order, save_streamed, write_atomically, write_
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
 from ..config import DTYPES, INIT, OPTIONS, Settings, flag, read_settings
+from ..tensors import sharding
+from ..tensors.deferred import Deferred, made
+from ..tensors.deferred import outlines as outlines_of
 from ..training import checkpoint, disk, optimizers, trackers
 from ..training.log import Log
 from ..training.loop import Job, train
-from ..weights import files, origin, sharding
-from ..weights.deferred import Deferred, made
-from ..weights.deferred import outlines as outlines_of
+from ..weights import files, origin
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
 from . import Run, checks, drawing, lock, resume, run_of, summary

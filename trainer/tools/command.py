@@ -14,8 +14,8 @@ from twinflow.weights import file_order, save_streamed
 
 from .. import TrainerError, console
 from ..backbones import sources, trainable
+from ..tensors.deferred import made, outlines
 from ..training import disk
-from ..weights.deferred import made, outlines
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,9 +10,9 @@ from twinflow.weights import Provenance, WeightsError, read_header
 from .. import TrainerError
 from ..backbones import backbone
 from ..config import DTYPES, Settings, read_settings
+from ..tensors.deferred import Deferred
 from ..training import checkpoint, sharded
 from ..weights import lora, origin
-from ..weights.deferred import Deferred
 from .stored import open_model
 
 START = "model."  # of the network's names in a state

@@ -17,7 +17,7 @@ from twinflow.weights import Provenance, WeightsError, read_header, shards
 from .. import TrainerError
 from ..backbones import Backbone, backbone, packed, single_files, sources
 from ..backbones.packed import WeightsFile, open_weights
-from ..weights.deferred import Deferred, outlines
+from ..tensors.deferred import Deferred, outlines
 from ..weights.files import final
 
 

@@ -18,7 +18,7 @@ from twinflow.ema import EMA
 from twinflow.weights import WeightsError, read_header, save
 
 from .. import TrainerError
-from ..weights import sharding
+from ..tensors import sharding
 from . import disk, optimizers, sharded
 
 

@@ -28,7 +28,7 @@ from twinflow.roles import share_out
 from .. import Diverged, Stopped
 from ..config import Training
 from ..seeds import seed_of
-from ..weights import deferred, sharding
+from ..tensors import deferred, sharding
 from . import checkpoint, optimizers
 from .ahead import Ahead
 from .log import Log

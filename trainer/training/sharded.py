@@ -22,7 +22,7 @@ from torch.futures import Future
 
 from twinflow.weights import WeightsError, flush_folder, write_json
 
-from ..weights import sharding
+from ..tensors import sharding
 from . import disk
 
 ABOUT = "about.json"

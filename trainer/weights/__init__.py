@@ -1,1 +1,1 @@
-"""What is trained: a LoRA or all weights, teachers made of them, quantised bases, block swap, sharding."""
+"""What is trained: a LoRA or all weights, teachers made of them, quantised bases, block swap."""

@@ -22,7 +22,8 @@ from twinflow.weights import Provenance, WeightsError, read_header
 from .. import TrainerError
 from ..backbones import Backbone
 from ..config import INIT, Settings
-from . import deferred, lora
+from ..tensors import deferred
+from . import lora
 from .lora_file import Adapter, read_adapter
 from .trainee import Trainee, second_of
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from twinflow.objective import Condition
 
-from . import sharding
+from ..tensors import sharding
 
 
 class WithWeights:

@@ -13,7 +13,8 @@ from twinflow.weights import Provenance
 from .. import TrainerError
 from ..backbones import Backbone, attention
 from ..config import Settings
-from . import deferred, lora, sharding
+from ..tensors import deferred, sharding
+from . import lora
 from .block_swap import BlockSwap, blocks_of
 from .compiling import compile_blocks
 from .quantise import quantise
