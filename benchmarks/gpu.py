@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from twinflow.weights import write_atomically  # noqa: E402
 
 GIB = 2**30
 PAGE = HERE.parent / "docs" / "gpu.md"
-FORKED = multiprocessing.get_context("fork")
+SPAWNED = multiprocessing.get_context("spawn")  # a fork could not use CUDA, which some library starts on import
 STEPS = 2  # the first warms up
 POOL = 2**28  # random numbers, of which all weights are copies
 ONE_BY_ONE = "z-image-lora-24gb"  # the configuration in which one thing at a time is changed
@@ -228,11 +228,11 @@ def child(settings: Settings | None, turn: Any, pipe: Any) -> None:
 
 
 def alone(settings: Settings | None, turn: Any, ends: float) -> dict[str, Any]:
-    """One line, in a process of its own: a fork, which has all imports and no CUDA context."""
+    """One line, in a process of its own."""
     if (seconds := ends - time.perf_counter()) <= 0:
         return {"failed": "not run: no time left"}
-    here, there = FORKED.Pipe()
-    process = FORKED.Process(target=child, args=(settings, turn, there))
+    here, there = SPAWNED.Pipe()
+    process = SPAWNED.Process(target=child, args=(settings, turn, there))
     process.start()
     there.close()
     try:
@@ -284,10 +284,11 @@ def main() -> None:
         lines: dict[str, Settings | None] = {"goldens": None, **configurations()}
         given.output.parent.mkdir(parents=True, exist_ok=True)
         wanted = {name: own for p in given.only for name, own in lines.items() if fnmatch.fnmatch(name, p)}
-        turn = FORKED.Lock()
+        turn = SPAWNED.Lock()
         with ThreadPoolExecutor(2) as pool:
-            found = {name: pool.submit(alone, settings, turn, ends) for name, settings in wanted.items()}
-            for name, own in found.items():
+            found = {pool.submit(alone, settings, turn, ends): name for name, settings in wanted.items()}
+            for own in as_completed(found):
+                name = found[own]
                 rows[name] = own.result()
                 print(name, json.dumps(rows[name]), flush=True)
                 text = json.dumps(rows, indent=1)
