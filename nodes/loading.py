@@ -10,7 +10,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..twinflow.backbones import Backbone
+from ..twinflow.backbones import WEIGHT_BIAS, Backbone
 from ..twinflow.layouts import last_block
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
@@ -152,7 +152,7 @@ def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None
             f"{backbone.title}, or the base that this one was made for (missing {', '.join(missing)}; found "
             f"{', '.join(sorted(found))})"
         )
-    first = in_native(base, backbone, shells(base, [key for key in base.keys if key.endswith(".bias")]))
+    first = in_native(base, backbone, shells(base, [key for key in base.keys if key.endswith(WEIGHT_BIAS)]))
     for key in backbone.second:
         own, other = first.get(key.replace("_2.", ".", 1)), found[key]
         if own is not None and own.shape != other.shape:

@@ -42,6 +42,7 @@ class Layout:
     """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ, to native.
 
     ranks: how many dimensions tensors have, under ComfyUI's names, whose leading 1 ggml's writers drop.
+    older: ends of ComfyUI's names in older files, and what they are now.
     """
 
     native: str
@@ -49,6 +50,13 @@ class Layout:
     rules: tuple[Rule, ...] = ()
     parameters: tuple[tuple[str, str], ...] = ()
     ranks: tuple[tuple[str, int], ...] = ()
+    older: tuple[tuple[str, str], ...] = ()
+
+    def current(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors with the ends that names have now."""
+        for before, now in self.older:
+            tensors = {key.removesuffix(before) + now if key.endswith(before) else key: t for key, t in tensors.items()}
+        return tensors
 
     def is_whole(self, module: str, last: int) -> bool:
         """Whether a diffusers module is all of its native one, in the same order, so that only its name changes."""
@@ -69,6 +77,7 @@ class Layout:
         """
         out: dict[str, Tensor] = {}
         thirds: dict[str, dict[int, Tensor]] = {}
+        tensors = self.current(tensors)
         last, whole = last_block(tensors), dict(self.parameters)
         for key, tensor in tensors.items():
             module, dot, end = key.rpartition(".")
@@ -91,6 +100,7 @@ class Layout:
     def to_diffusers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of to_native: the tensors under diffusers' names; those that have them already stay as they are."""
         out: dict[str, Tensor] = {}
+        tensors = self.current(tensors)
         whole = {native: diffusers for diffusers, native in self.parameters}
         behind = self.names_behind(key.rpartition(".")[0] for key in tensors)
         lifted = dict(self.ranks)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainer.backbones import openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
+from trainer.backbones import flux2_klein, openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
@@ -22,6 +22,7 @@ FAMILIES = {  # our backbone and the file of the goldens with its transformer's 
     "qwen-image-edit": (qwen_image_edit.BACKBONES["qwen-image-edit"], "qwen"),
     "z-image": (z_image.BACKBONES["z-image"], "zimage"),
     "sd3.5": (sd3.BACKBONES["sd3.5"], "sd3"),
+    "flux2-klein": (flux2_klein.BACKBONES["flux2-klein"], "flux2"),
     "sana": (sana.BACKBONES["sana"], "sana"),
     "openuni": (openuni.BACKBONES["openuni"], "sana"),
 }
@@ -57,7 +58,7 @@ def family(request):
 def made(backbone, config):
     cls = getattr(diffusers, backbone.transformer_class)
     text = next(config[k] for k in ("joint_attention_dim", "cap_feat_dim", "caption_channels") if k in config)
-    channels = config["in_channels"] if cls is diffusers.SanaTransformer2DModel else 16
+    channels = 16 if cls is diffusers.QwenImageTransformer2DModel else config["in_channels"]  # Qwen-Image packs them
 
     def plain(seed=0):
         with torch.random.fork_rng():
@@ -153,6 +154,9 @@ def text_parts(family):
     small = dict(intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
     if name.startswith("qwen-image"):
         return dict(text_encoder=qwen_vl(width), tokenizer=qwen_tokenizer())
+    if name == "flux2-klein":  # which reads the 9th, 18th and 27th layer
+        small |= dict(num_hidden_layers=28, hidden_size=width // 3, vocab_size=300)
+        return dict(text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small)), tokenizer=qwen_tokenizer())
     if name == "z-image":
         encoder = transformers.Qwen3Model(transformers.Qwen3Config(hidden_size=width, vocab_size=300, **small))
         return dict(text_encoder=encoder, tokenizer=qwen_tokenizer())
@@ -185,6 +189,10 @@ def autoencoder(family):
             decoder_act_fns="silu",
         )  # fmt: skip
     blocks = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    if name == "flux2-klein":
+        vae = diffusers.AutoencoderKLFlux2(block_out_channels=[8] * 4, norm_num_groups=4, **blocks)
+        vae.bn.running_mean.uniform_(-0.5, 0.5), vae.bn.running_var.uniform_(0.5, 2)
+        return vae
     return diffusers.AutoencoderKL(
         block_out_channels=[8] * 4, norm_num_groups=4, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False,
         scaling_factor=1.5305, shift_factor=0.0609, sample_size=32, **blocks,

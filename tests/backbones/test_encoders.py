@@ -30,6 +30,9 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
             rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
             embeds, mask = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), None
             assert [len(p.embeds) for p in encoded] == [len(row) for row in rows]
+        elif name == "flux2-klein":
+            embeds, _ = pipe.encode_prompt(PROMPTS)
+            assert embeds.shape[1] == 512
         elif name == "sd3.5":
             embeds, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
             assert embeds.shape[1] == 77 + 256
@@ -103,9 +106,17 @@ def reference_latents(pipe, name, x):
             z = vae.encode(x.unsqueeze(2)).latent_dist.mode()
             mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
             return ((z - mean) / std)[:, :, 0]
+        if name == "flux2-klein":
+            return whole_latents(pipe, vae.encode(x).latent_dist.mode())
         if name in ("sana", "openuni"):
             return vae.encode(x).latent * vae.config.scaling_factor
         return (vae.encode(x).latent_dist.mode() - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def whole_latents(pipe, z):
+    """FLUX.2's, of its autoencoder's."""
+    mean, spread = (v.view(1, -1, 1, 1) for v in (pipe.vae.bn.running_mean, pipe.vae.bn.running_var + 1e-4))
+    return (pipe._patchify_latents(z) - mean) / spread.sqrt()
 
 
 def test_latents_are_those_of_the_pipeline(family, whole):
@@ -124,7 +135,7 @@ def test_decoding_is_the_pipeline_s(family, whole):
     side = 64
     pipe.set_progress_bar_config(disable=True)
     options = dict(prompt="a cat", height=side, width=side, num_inference_steps=1)
-    options |= dict(guidance_scale=1.0) if name in ("sd3.5", "sana") else {}
+    options |= dict(guidance_scale=1.0) if name in ("sd3.5", "sana", "flux2-klein") else {}
     options |= dict(use_resolution_binning=False) if name == "sana" else {}
     options |= dict(guidance_scale=0.0) if name == "z-image" else {}
 
@@ -134,6 +145,8 @@ def test_decoding_is_the_pipeline_s(family, whole):
     latents, wanted = run("latent"), run("pt")
     if name == "qwen-image":
         latents = pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor)[:, :, 0]
+    if name == "flux2-klein":
+        latents = whole_latents(pipe, latents)
     picture = family.backbone.image_codec(str(whole.folder)).decode(latents)
     assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0
     torch.testing.assert_close(picture, wanted, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from trainer.extract import main
 from trainer.merge import main as merge
 from trainer.weights.inference import load_trained
 from trainer.weights.lora_file import read_adapter
+from twinflow.backbones import is_second_embedder
 from twinflow.weights import Provenance, load, read_header, save
 
 from .test_files import samples, trained
@@ -116,7 +117,7 @@ def test_bad_input_is_one_line(family, pair, tmp_path, capsys):
         save(tensors, tmp_path / "bad.safetensors", metadata)
         return tmp_path / "bad.safetensors"
 
-    second = [name for name in load(path) if "embed_2." in name or "embedder_2." in name]
+    second = [name for name in load(path) if is_second_embedder(name)]
     fails(["--rank is 0"], "--rank", "0")
     fails(["--energy is 2"], "--energy", "2")
     fails(["second time embedder is missing"], source=spoilt(lambda t: [t.pop(name) for name in second]))

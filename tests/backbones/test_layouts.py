@@ -8,7 +8,7 @@ from twinflow.layouts import blocks
 from .conftest import families
 
 renamed = families(lambda backbone: backbone.core.layout.rules)
-fused = families(lambda backbone: backbone.name in ("z-image", "sd3.5"))
+fused = families(lambda backbone: backbone.name in ("z-image", "sd3.5", "flux2-klein"))
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "two"])
@@ -47,6 +47,12 @@ def test_native_names_and_order(family, tensors):
         parts = [tensors[f"layers.1.attention.to_{c}.weight"] for c in "qkv"]
         assert torch.equal(native["layers.1.attention.qkv.weight"], torch.cat(parts))
         assert not [name for name in native if "to_" in name or name.startswith("all_")]
+    if family.backbone.name == "flux2-klein":
+        parts = [tensors[f"transformer_blocks.1.attn.add_{c}_proj.weight"] for c in "qkv"]
+        assert torch.equal(native["double_blocks.1.txt_attn.qkv.weight"], torch.cat(parts))
+        scale, shift = tensors["norm_out.linear.weight"].chunk(2)
+        assert torch.equal(native["final_layer.adaLN_modulation.1.weight"], torch.cat([shift, scale]))
+        assert not [name for name in native if "transformer" in name or "linear_" in name]
     if family.backbone.name == "sd3.5":
         last = blocks({k: () for k in native}, "joint_blocks.{}.x_block.attn.qkv.weight") - 1
         for theirs, ours in (
@@ -67,5 +73,6 @@ def test_native_names_and_order(family, tensors):
 @fused
 def test_an_incomplete_q_k_v_is_an_error(family, tensors):
     name = {"z-image": "layers.0.attention.to_k.weight", "sd3.5": "transformer_blocks.0.attn.add_k_proj.bias"}
+    name |= {"flux2-klein": "transformer_blocks.0.attn.to_v.weight"}
     with pytest.raises(ValueError, match="has 2 of the three"):
         family.backbone.to_file({k: t for k, t in tensors.items() if k != name[family.backbone.name]})

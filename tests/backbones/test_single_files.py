@@ -33,9 +33,9 @@ def qwen25_vl():
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def qwen3():
-    small = dict(intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=128)
-    return transformers.Qwen3Model(transformers.Qwen3Config(hidden_size=64, vocab_size=300, rope_theta=1e6, **small))
+def qwen3(cls=transformers.Qwen3Model, layers=3, width=64):
+    small = dict(intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, head_dim=128)
+    return cls(transformers.Qwen3Config(hidden_size=width, vocab_size=300, rope_theta=1e6, **small))
 
 
 def clip(layers, activation, pooled):
@@ -63,6 +63,9 @@ def encoders_of(family):
     if name == "z-image":
         model = qwen3()
         return {"text_encoder": (model, {f"model.{key}": t for key, t in model.state_dict().items()})}
+    if name == "flux2-klein":
+        model = qwen3(transformers.Qwen3ForCausalLM, layers=28, width=family.text // 3)
+        return {"text_encoder": (model, dict(model.state_dict()))}
     small, large, long = clip(2, "quick_gelu", 64), clip(31, "gelu", 48), t5()
     small.text_projection.weight.data = torch.eye(64)  # which its file leaves out
     files = [dict(model.state_dict()) for model in (small, large, long)]
@@ -77,6 +80,12 @@ def vae_of(family):
     if family.backbone.name.startswith("qwen-image"):
         vae = diffusers.AutoencoderKLQwenImage(base_dim=8)
         return vae, {wan_name(key): t for key, t in vae.state_dict().items()}
+    if family.backbone.name == "flux2-klein":
+        kinds = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+        vae = diffusers.AutoencoderKLFlux2(block_out_channels=[32, 32, 64, 64], latent_channels=32, **kinds)
+        vae.bn.running_mean.uniform_(-0.5, 0.5), vae.bn.running_var.uniform_(0.5, 2)
+        moved = lambda key: replaced(key, (r"^quant_conv", "encoder.quant_conv"), (r"^post_quant", "decoder.post_quant"))
+        return vae, {moved(ldm_name(key)): t for key, t in vae.state_dict().items()}
     scales = {"z-image": (0.3611, 0.1159), "sd3.5": (1.5305, 0.0609)}[family.backbone.name]  # as published
     kinds = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     vae = diffusers.AutoencoderKL(

@@ -1,4 +1,4 @@
-"""The released forwards and samples of four backbones, from diffusers' unmodified classes."""
+"""The released forwards and samples of four backbones, and FLUX.2's (see record_flux2.py), from diffusers' own classes."""
 
 import importlib
 import json
@@ -25,6 +25,7 @@ BACKBONES = {  # file of the goldens: class, our module, name of the second embe
     "zimage": ("ZImageTransformer2DModel", "z_image", "z-image"),
     "sd3": ("SD3Transformer2DModel", "sd3", "sd3.5"),
     "sana": ("SanaTransformer2DModel", "sana", "sana"),
+    "flux2": ("Flux2Transformer2DModel", "flux2_klein", "flux2-klein"),
 }
 
 
@@ -50,7 +51,7 @@ class Recording(SimpleNamespace):
             self.embedder(model).register_forward_hook(lambda m, args, out: self.heard.update(out=out))
 
     def embedder(self, model):
-        return getattr(model, self.second.embedder)
+        return model.get_submodule(self.second.embedder)
 
     def with_both_times(self):
         model = self.new()

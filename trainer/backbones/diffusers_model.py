@@ -66,9 +66,10 @@ class PipelineEncoder:
 class DiffusersBackbone:
     """A Backbone (see the package) whose parts are diffusers' classes; a subclass names them.
 
-    sizes: of the published models, by name.  flags: settings without which the transformer is another: not every diffusers has
-    them.  single: the parts that ComfyUI has as single files, and their kinds there (see single_files).  vae_config: settings
-    that such an autoencoder does not tell.  markers: tensors of a file that say something of the model and are not its weights.
+    codec: between pixels and its latents.  sizes: of the published models, by name.  flags: settings without which the
+    transformer is another: not every diffusers has them.  single: the parts that ComfyUI has as single files, and their kinds
+    there (see single_files).  vae_config: settings that such an autoencoder does not tell.  markers: tensors of a file that say
+    something of the model and are not its weights.
     presets: of LoRA targets, a regular expression of the full names of linear layers.  limits: how many tokens of a caption are
     read, by what reads them, where the pipeline cuts it.
     """
@@ -84,6 +85,7 @@ class DiffusersBackbone:
     transformer_class: ClassVar[str]
     pipeline_class: ClassVar[str]
     vae_class: ClassVar[str]
+    codec: ClassVar[type[ImageCodec]] = ImageCodec
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     single: ClassVar[dict[str, str]] = {}
     vae_config: ClassVar[dict[str, Any]] = {}
@@ -237,9 +239,9 @@ class DiffusersBackbone:
     def image_codec(self, source: str = "", *, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> ImageCodec:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
         if file := self.vae_file(source):
-            return ImageCodec(single_files.build(self.single["vae"], file, dtype, vae=self.vae_config).to(device))
+            return self.codec(single_files.build(self.single["vae"], file, dtype, vae=self.vae_config).to(device))
         root, cls = self.parts_of(source, ("vae",)), getattr(diffusers, self.vae_class)
-        return ImageCodec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
+        return self.codec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
 
     def check_encoders(self, asked: str) -> None:
         """Raises TrainerError for a place among --encoders that holds nothing for this model."""
@@ -280,7 +282,7 @@ class DiffusersBackbone:
 
     def codec_skeleton(self) -> ImageCodec:
         """The published autoencoder without weights, for the plan; on the device and in the dtype that are the default here."""
-        return ImageCodec(getattr(diffusers, self.vae_class)(**self.size.vae))
+        return self.codec(getattr(diffusers, self.vae_class)(**self.size.vae))
 
     def text(self, width: int, dtype: torch.dtype) -> Tensor:
         """A long prompt's embeddings (1, L, width), for the plan."""

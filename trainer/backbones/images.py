@@ -31,14 +31,22 @@ class ImageCodec:
         x = pixels.to(self.vae.device, self.vae.dtype)
         out = self.vae.encode(x.unsqueeze(2) if self.video else x)
         z = out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latent
-        return ((z.squeeze(2) if self.video else z).float() - self.shift) / self.scale
+        return self.normalised((z.squeeze(2) if self.video else z).float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], float32, of latents (B, C, h, w)."""
-        z = (latents.to(self.shift) * self.scale + self.shift).to(self.vae.dtype)
+        z = self.raw(latents.to(self.shift)).to(self.vae.dtype)
         x = self.vae.decode(z.unsqueeze(2) if self.video else z, return_dict=False)[0]
         return ((x.squeeze(2) if self.video else x).float() / 2 + 0.5).clamp(0, 1)
+
+    def normalised(self, z: Tensor) -> Tensor:
+        """Latents as the transformer has them, of the autoencoder's."""
+        return (z - self.shift) / self.scale
+
+    def raw(self, latents: Tensor) -> Tensor:
+        """The inverse of normalised."""
+        return latents * self.scale + self.shift
 
 
 def tile(vae: Any, side: int = 512) -> None:

@@ -4,6 +4,7 @@ Sizes are read off the tensors; what no tensor tells (heads' widths, activations
 here.  A file has no tokenizer: that comes from a folder, or as published.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ KINDS = {  # the first that fits
     "qwen-vae": Kind(
         "the autoencoder of Qwen-Image", ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma")
     ),
+    "kl-squares": Kind("the autoencoder of FLUX.2", ("bn.running_mean",)),
     "kl": Kind("an AutoencoderKL", ("decoder.mid.block_1.conv1.weight", "decoder.mid_block.resnets.0.conv1.weight")),
 }
 
@@ -66,7 +68,8 @@ def kind_of(file: WeightsFile) -> str:
 def channels(file: WeightsFile) -> int:
     """Of the latents of an autoencoder; 0 of all else."""
     kernel = next((n for n in ("decoder.conv_in.weight", "decoder.conv1.weight") if n in file.entries), None)
-    return file.shapes[kernel][1] if kernel and kind_of(file) in ("kl", "qwen-vae") else 0
+    many = {"kl": 1, "qwen-vae": 1, "kl-squares": 4}.get(kind_of(file), 0)
+    return many * file.shapes[kernel][1] if kernel else 0
 
 
 def what_is(file: WeightsFile) -> str:
@@ -236,7 +239,10 @@ def qwen_vae(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -
 
 
 def kl(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -> nn.Module:
+    """Also that of FLUX.2, which keeps the mean and spread of squares of its latents."""
     tensors = file.tensors(dtype=dtype)
+    squares = {name: t for name, t in tensors.items() if name.startswith("bn.")}
+    tensors = {re.sub(r"^(en|de)coder\.((post_)?quant_conv\.)", r"\2", n): t for n, t in tensors.items() if n not in squares}
     many = blocks(tensors, "encoder.down.{}.block.0.conv1.weight")
     if many:
         kinds = dict(down_block_types=["DownEncoderBlock2D"] * many, up_block_types=["UpDecoderBlock2D"] * many)
@@ -252,6 +258,11 @@ def kl(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -> nn.M
         use_post_quant_conv="post_quant_conv.weight" in tensors,
         sample_size=1024,
     )
+    if squares:
+        back = [tensors[f"decoder.up_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in reversed(range(many))]
+        sizes |= dict(decoder_block_out_channels=back) if back != sizes["block_out_channels"] else {}
+        squares.setdefault("bn.num_batches_tracked", torch.tensor(0))
+        return of_tensors(diffusers.AutoencoderKLFlux2, {**sizes, **config}, tensors | squares, file, dtype)
     return of_tensors(diffusers.AutoencoderKL, {**sizes, **config}, tensors, file, dtype)
 
 
@@ -278,6 +289,7 @@ def build(kind: str, path: Path, dtype: torch.dtype, *, sees: bool = False, vae:
         "qwen2.5-vl": lambda: qwen25_vl(file, dtype, sees),
         "qwen3": lambda: qwen3(file, dtype),
         "qwen-vae": lambda: qwen_vae(file, dtype, vae),
+        "kl-squares": lambda: kl(file, dtype, vae),
         "kl": lambda: kl(file, dtype, vae),
     }
     try:
