@@ -319,8 +319,10 @@ def stock(h: Headers) -> tuple[list[str], list[str]]:
 def applied(record: Backbone, modules: Modules, name: str) -> bool:
     for prefix in {*NATIVE, *record.stock}:
         if name.startswith(prefix):
-            diffusers, native = modules.sides(name[len(prefix) :], prefix in FLAT)
-            if (prefix in NATIVE and native) or (prefix in record.stock and diffusers):
+            module, flat = name[len(prefix) :], prefix in FLAT
+            if prefix in NATIVE and modules.sides(module, flat)[1]:
+                return True
+            if prefix in record.stock and modules.in_stock(module, flat):
                 return True
     return False
 

@@ -196,7 +196,7 @@ def test_a_file_of_another_kind_is_theirs(golden, comfy, theirs, monkeypatch):
     import comfy.model_detection as detection
 
     monkeypatch.setattr(theirs, "matches", classmethod(lambda *args, **kwargs: True))
-    found = {"image_model": theirs.unet_config.get("image_model")}
+    found = {"image_model": theirs.unet_config.get("image_model"), "hidden_size": 32}
     assert type(detection.model_config_from_unet_config(found, {"other.weight": torch.zeros(1)})) is theirs
 
 
@@ -208,6 +208,7 @@ def test_a_lora_on_the_second_embedder_stays_there(golden, comfy, run, load, mon
 
     def mapped(*args):
         first = {"t_embedder_2": "t_embedder", "time_text_embed_2": "time_text_embed", "y_embedder_2": "y_embedder"}
+        first["time_in_2"] = "time_in"
         moved = lambda key: next((key.replace(a, b) for a, b in first.items() if isinstance(key, str) and a in key), key)
         return {name: moved(key) for name, key in real(*args).items()}
 

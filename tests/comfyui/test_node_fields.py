@@ -27,7 +27,7 @@ def model(golden, comfy, run):
 
 
 def latent(golden, values: float = 0.0) -> torch.Tensor:
-    shape = (2, 16, 1, 8, 8) if golden.name == "qwen" else (2, 16, 8, 8)
+    shape = golden.latents(2)
     return values * torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -138,7 +138,7 @@ def test_times_that_are_none_are_refused(comfy, times):
 def test_a_vae_decodes_the_pictures(comfy, run, model, golden):
     class Vae:
         def decode(self, samples):
-            assert samples.shape[1] == 16
+            assert samples.shape[1:] == golden.latents(1)[1:]
             return torch.full((1, 20, 30, 3), 0.25) if samples.ndim == 4 else torch.full((1, 1, 20, 30, 3), 0.25)
 
     image = drawn(run, model, golden, vae=Vae(), times="0.5", cell=60)

@@ -240,7 +240,8 @@ def test_an_embedder_of_another_width_is_refused(golden, models, run, comfy):
 
 
 def test_a_file_of_another_size_is_refused_in_a_sentence(golden, models, run):
-    key = next(k for k in golden.weights if k.endswith(("mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight")))
+    ends = "mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight", "ff_context.linear_in.weight"
+    key = next(k for k in golden.weights if k.endswith(ends))
     tensors = golden.weights | {key: torch.zeros(48, 80)}
     refused(run, "have other sizes than", model_name=golden.write(models, tensors, name="odd"))
 

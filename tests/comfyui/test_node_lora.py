@@ -50,6 +50,15 @@ MODULES = {
         "norm_out.linear",
         "text_embedder.linear_2",
     ),
+    "flux2": (
+        "attn.to_q",
+        "attn.add_v_proj",
+        "attn.to_qkv_mlp_proj",
+        "ff_context.linear_out",
+        "double_stream_modulation_txt.linear",
+        "timestep_embedder.linear_1",
+        "norm_out.linear",
+    ),
 }
 
 

@@ -42,11 +42,11 @@ def metadata_of(path):
 def with_lora(comfy, run, golden, strength=0.7):
     """A TwinFlow model of the goldens, float32, with a LoRA of two layers of ComfyUI's own naming."""
     weights = tiny.native(golden, comfy)
-    metadata = METADATA | {"twinflow.base_model": {"qwen": "qwen-image", "zimage": "z-image", "sd3": "sd3.5"}[golden.name]}
+    metadata = METADATA | {"twinflow.base_model": comfy.part("twinflow.backbones").find(weights).name}
     file = golden.write(comfy.models / "diffusion_models", weights, name="to_save", metadata=metadata)
     model = run("TwinFlowModelLoader", model_name=file, weight_dtype="float32")[0]
     diffusers = comfy.part("twinflow.backbones").find(golden.weights).layout.to_diffusers(weights)
-    parts = tiny.lora(diffusers, ("to_q", "to_v", "to_out.0", "norm_out.linear", "norm1_context.linear"))
+    parts = tiny.lora(diffusers, ("to_q", "to_v", "to_out.0", "attn.to_out", "norm_out.linear", "norm1_context.linear"))
     prefix = "transformer." if golden.name == "sd3" else "diffusion_model."
     halves = {f"{prefix}{m}.lora_{h}.weight": t * 0.3 for m, ab in parts.items() for h, t in zip("AB", ab)}
     lora = golden.write(comfy.models / "loras", halves, name="to_save_lora")

@@ -66,7 +66,8 @@ def test_times_are_exact_in_bfloat16(golden, load, forward, monkeypatch):
     seen = times_seen(model, monkeypatch)
     t, r = 0.9990234, 0.3010234  # bfloat16 has 0.9961 or 1, and 0.3008 or 0.3027
     forward(model, [t], [r])
-    wanted = {"qwen": [r, t], "sd3": [1000 * r, 1000 * t], "zimage": [1000 * (t - r), 1000 * (1 - t)]}[golden.name]
+    wanted = {"qwen": [r, t], "sd3": [1000 * r, 1000 * t], "zimage": [1000 * (t - r), 1000 * (1 - t)]}
+    wanted = (wanted | {"flux2": wanted["sd3"]})[golden.name]
     assert [time.item() for time in seen] == pytest.approx(wanted, rel=1e-6 if golden.name != "zimage" else 1e-4)
     assert all(time.dtype in (torch.float32, torch.float64) for time in seen)
 
@@ -106,10 +107,11 @@ def test_reference_images_take_no_target_time(golden, load, forward, monkeypatch
     model = load()
     embedder = model.diffusion_model.backbone.native_time.of(model.diffusion_model)
     argument = torch.tensor([0.8, 0.0]) if embedder.entry.rows == "first" else torch.tensor([0.0, 0.8])
-    more = (torch.zeros(2, 4),) if golden.name == "qwen" else (torch.float32,)
+    more = {"qwen": (torch.zeros(2, 4),), "flux2": ()}.get(golden.name, (torch.float32,))
+    time = argument * 1000 if embedder.entry.sinusoid is None else embedder.entry.sinusoid(argument * 1000)
     with torch.no_grad():
-        stock = embedder(argument * 1000, *more)
-        both = embedder.at(torch.tensor([0.8]), torch.tensor([0.1]), embedder, argument * 1000, *more)
+        stock = embedder(time, *more)
+        both = embedder.at(torch.tensor([0.8]), torch.tensor([0.1]), embedder, time, *more)
     sample, reference = (0, 1) if embedder.entry.rows == "first" else (1, 0)
     assert torch.equal(both[reference], stock[reference])
     assert not torch.equal(both[sample], stock[sample])

@@ -227,7 +227,7 @@ def test_rows_without_noise_differ(golden, two, run):
     """A second sampler adds no noise of its own; equal latents still come out different."""
     prompt = golden.conditioning()
     parts = dict(sampler=style(run, "few", 1.0), sigmas=torch.tensor([0.8, 0.4, 0.0]))
-    latent = {"samples": torch.ones(2, 16, 8, 8)}
+    latent = {"samples": torch.ones(2, *golden.tensors["x"].shape[1:])}
     out = run(
         "SamplerCustom",
         model=two,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5"}
-SECOND = ("time_text_embed_2.", "t_embedder_2.")
+NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5", "flux2": "FLUX.2 klein"}
+NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33)}  # ComfyUI's version
+SECOND = ("time_text_embed_2.", "t_embedder_2.", "time_guidance_embed_2.", "time_in_2.")
 
 
 @dataclass
@@ -36,6 +37,11 @@ class Golden:
         save_file({prefix + k: v.contiguous() for k, v in tensors.items()}, folder / file, metadata)
         return file
 
+    def latents(self, rows: int) -> tuple[int, ...]:
+        """The shape of ComfyUI's latents of the golden's size."""
+        channels, *size = self.tensors["x"].shape[1:]
+        return rows, channels, *([1] if self.name == "qwen" else []), *size
+
     def conditioning(self, rows: slice = slice(0, 1)):
         """The goldens' prompts of these rows."""
         extra = {"pooled_output": self.tensors["c1"][rows]} if self.name == "sd3" else {}
@@ -54,12 +60,13 @@ def read(folder: Path, name: str) -> Golden:
 
 
 def backbones(comfy_version: tuple[int, ...]) -> list[str]:
-    return [name for name in NAMES if name != "zimage" or comfy_version >= (0, 3, 74)]
+    return [name for name in NAMES if comfy_version >= NEEDED.get(name, ())]
 
 
 def need_backbone(name: str, version: tuple[int, ...]) -> None:
     if name not in backbones(version):
-        pytest.skip(f"ComfyUI {'.'.join(map(str, version))} has no Z-Image (0.3.74 brought it)")
+        here, needed = (".".join(map(str, numbers)) for numbers in (version, NEEDED[name]))
+        pytest.skip(f"ComfyUI {here} has no {NAMES[name]}, or none that the pack builds on: {needed} has")
 
 
 class FixedNoise:
@@ -137,7 +144,7 @@ def native(golden: Golden, comfy) -> dict[str, torch.Tensor]:
 
 def sampled(run, model, golden: Golden, preset: str = "4 steps") -> torch.Tensor:
     """The latent that a tiny model gives for the golden's first prompt."""
-    size = (1, 16, 1, 8, 8) if golden.name == "qwen" else (1, 16, 8, 8)
+    size = golden.latents(1)
     inputs = dict(positive=golden.conditioning(), latent_image={"samples": torch.zeros(size)}, preset=preset)
     return run("TwinFlowSampleLatent", model=model, **inputs, seed=3, cfg=1.0, denoise=1.0)[0]["samples"]
 

@@ -42,6 +42,8 @@ def nbytes(tensors):
         ("qwen-image-edit", 20.43, 38.1),
         ("z-image", 6.15, 11.5),
         ("z-image-turbo", 6.15, 11.5),
+        ("flux2-klein", 3.88, 7.2),
+        ("flux2-klein-distilled", 3.88, 7.2),
         ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),

@@ -18,6 +18,10 @@ CONFIGS = {
         num_layers=3, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=48, caption_projection_dim=64,
         pooled_projection_dim=40, pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm", sample_size=8,
     ),
+    "flux2-klein": dict(
+        num_layers=2, num_single_layers=2, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=48,
+        axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+    ),
     "sana": dict(
         num_layers=3, num_attention_heads=2, attention_head_dim=32, num_cross_attention_heads=2, cross_attention_head_dim=32,
         cross_attention_dim=64, caption_channels=48, sample_size=4,

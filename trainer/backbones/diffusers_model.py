@@ -303,14 +303,14 @@ class DiffusersBackbone:
     def lora_targets(self, model: nn.Module, targets: str) -> list[str]:
         """Linear layers by full name: "all", a preset such as "attention", or names by their ends, comma-separated.
 
-        Never one of the second embedder, which is trained whole, nor an idle one.  Raises TrainerError for a name that
-        fits nothing.
+        Never one of the second embedder, which is trained whole, nor an idle one; "all" without those that ComfyUI's stock
+        LoRA loader would drop (the record's `unnamed`).  Raises TrainerError for a name that fits nothing.
         """
         second, idle = self.core.time.name + ".", tuple(name + "." for name in self.idle(model))
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         linear = [name for name in linear if not name.startswith(second) and not f"{name}.".startswith(idle or ("\0",))]
         if targets == "all":
-            return linear
+            return [name for name in linear if not re.fullmatch(self.core.unnamed, name)]
         if targets in self.presets:
             return [name for name in linear if re.fullmatch(self.presets[targets], name)]
         ends = tuple(t.strip() for t in targets.split(",") if t.strip())

@@ -31,7 +31,8 @@ class Backbone:
     variant: its files look like another's, so it is never found by their keys.  note: on ComfyUI, for its users.
     others: a key that only another model of the family has, and that model, which there are no TwinFlow weights for.
     modules: those with a weight, by diffusers' names, as a regular expression.  stock: prefixes of such names that ComfyUI's
-    stock LoRA loader takes.  gguf: what ComfyUI-GGUF calls the model; "" where ComfyUI has none.
+    stock LoRA loader takes; unnamed: those of the modules that it takes by ComfyUI's own names alone.
+    gguf: what ComfyUI-GGUF calls the model; "" where ComfyUI has none.
     signed_time: of the released weights, whose files name nothing (see Provenance).
     pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
@@ -50,6 +51,7 @@ class Backbone:
     others: Mapping[str, str] = field(default_factory=dict)
     modules: str = ""
     stock: tuple[str, ...] = ()
+    unnamed: str = ""
     signed_time: bool = True
     gguf: str = ""
     pipelines: str = ""
@@ -87,7 +89,7 @@ class Modules:
         both = lambda pattern: (re.compile(pattern), re.compile(pattern.replace(r"\.", "_")))  # with dots, with underscores
         self.layout, rules = record.layout, record.layout.rules
         self.diffusers, self.native = both(record.modules), both(of(rule.native for rule in rules))
-        self.renamed = both(of(rule.diffusers for rule in rules))
+        self.renamed, self.unnamed = both(of(rule.diffusers for rule in rules)), both(record.unnamed)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and any(self.sides(name) + self.sides(name, flat=True))
@@ -99,6 +101,10 @@ class Modules:
             not name.startswith("lora_") if flat else self._is_native(name)
         )
         return own, native or (own and not self.renamed[flat].fullmatch(name))
+
+    def in_stock(self, name: str, flat: bool = False) -> bool:
+        """Whether ComfyUI's stock LoRA loader knows it by diffusers' name."""
+        return self.sides(name, flat)[0] and not self.unnamed[flat].fullmatch(name)
 
     def _is_native(self, name: str) -> bool:
         behind = self.layout.names_behind([name]).get(name, [])

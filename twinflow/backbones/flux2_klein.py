@@ -96,6 +96,7 @@ BACKBONE = Backbone(
         r"|ff(_context)?\.linear_(in|out))|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out|norm_[qk])"
     ),
     stock=("", "transformer.", "lycoris_", "lora_transformer_"),
+    unnamed=r"(double_stream_modulation_(img|txt)|single_stream_modulation)\.linear|time_guidance_embed\..*",
     gguf="flux",
     others={
         "guidance_in.in_layer.weight": "FLUX.2 dev",
