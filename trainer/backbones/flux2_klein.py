@@ -80,6 +80,7 @@ class Flux2Klein(DiffusersBackbone):
             tokens=512,
         ),
     )
+    masked = False
     limits: ClassVar[dict[str, int]] = {"the text encoder": 512}  # with the chat template around the caption
 
     def __init__(self, name: str):
