@@ -200,7 +200,7 @@ def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
     refused(
         run,
-        "sd1.safetensors: is another model. Choose .* of Qwen-Image, SD3.5 or Z-Image.*input_blocks.0.weight",
+        "sd1.safetensors: is another model. Choose .* of FLUX.2 klein, Qwen-Image, SD3.5 or Z-Image.*input_blocks.0.weight",
         model_name="sd1.safetensors",
     )
 

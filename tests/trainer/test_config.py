@@ -224,6 +224,8 @@ def test_a_setting_of_a_lora_is_none_of_full(capsys):
         (["--model", "qwen_image"], "did you mean --model qwen-image?"),
         (["--model", "qwen-image-2512"], "did you mean --model qwen-image (with --source Qwen/Qwen-Image-2512)?"),
         (["--model", "Tongyi-MAI/Z-Image-Turbo"], "did you mean --model z-image-turbo?"),
+        (["--model", "black-forest-labs/FLUX.2-klein-base-4B"], "did you mean --model flux2-klein?"),
+        (["--model", "black-forest-labs/FLUX.2-klein-4B"], "did you mean --model flux2-klein-distilled?"),
         (["--model", "zimage"], "did you mean --model z-image?"),
         (["--lr_scheduler", "polynomial"], "here it is called --schedule"),  # and there is nothing like this value
         (["--model", "stabilityai/stable-diffusion-3.5-large-turbo"], "did you mean --model sd3.5-large (with --source stab"),
