@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
-.PHONY: setup demo tutorial test coverage lint test-comfyui bench bench-comfyui clean
+.PHONY: setup demo tutorial test coverage lint test-comfyui gpu bench bench-comfyui clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,13 @@ test-comfyui: $(STAMP)
 	@echo "== the nodes in the ComfyUI at $(COMFYUI_PATH), with $(COMFYUI_PYTHON)"
 	@$(COMFYUI_PYTHON) -c "import pytest" 2>/dev/null || $(COMFYUI_PYTHON) -m pip install -q pytest
 	TWINFLOW_REQUIRE_COMFYUI=1 COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) -m pytest tests/comfyui
+
+# GPU_PYTHON is the interpreter that has CUDA's PyTorch and `pip install ".[trainer,memory]"`: .venv has a CPU's.
+GPU_PYTHON ?= python3
+
+gpu:
+	@echo "== the trainer at full published size on this GPU (under 10 minutes)"
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/step_cost.py

@@ -43,6 +43,7 @@ from twinflow.prompts import Prompt  # noqa: E402
 from twinflow.weights import write_atomically  # noqa: E402
 
 GIB = 2**30
+MARK = "<!-- benchmarks/gpu.py writes what follows -->"
 PAGE = HERE.parent / "docs" / "gpu.md"
 SPAWNED = multiprocessing.get_context("spawn")  # a fork could not use CUDA, which some library starts on import
 STEPS = 2  # the first warms up
@@ -177,7 +178,7 @@ def measure(
         }
         if cuda:
             row |= {"peak": torch.cuda.max_memory_allocated() / GIB, "reserved": torch.cuda.max_memory_reserved() / GIB}
-            row["device"] = torch.cuda.get_device_name()
+            row["device"] = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
         x, cond, _ = rows.batch_at(0, 1, 0)
         x, cond, t = x.to(device), tuple(c.to(device) for c in cond), torch.full((1,), 0.7, device=device)
         with torch.no_grad():
@@ -264,9 +265,8 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     checked = [f"| {name} | {far:.2e} | {n} |" for name, (far, n) in rows.get("goldens", {}).items() if name != "failed"]
     told = ["| forwards of the paper's code | furthest from ours | recordings |", "|---|---|---|", *checked] if checked else []
-    return "\n".join(
-        [f"Measured on: {', '.join(devices) or 'no GPU'}; PyTorch {torch.__version__}.", "", *lines, "", *told, ""]
-    )
+    lines = [f"Measured on: {'; '.join(devices) or 'no GPU'}.", "", *lines, "", *told]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def main() -> None:
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of lines, as file names are matched")
     parser.add_argument("--minutes", type=float, default=9.5, metavar="N", help="after which nothing is begun [9.5]")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu.json"), metavar="FILE", help="[runs/gpu.json]")
+    parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="with the tables at its end [docs/gpu.md]")
     parser.add_argument("--table", type=Path, metavar="FILE", help="such a file, measured before")
     given = parser.parse_args()
     rows: dict[str, dict[str, Any]] = {}
@@ -294,6 +295,9 @@ def main() -> None:
                 text = json.dumps(rows, indent=1)
                 write_atomically(given.output, lambda temporary, text=text: Path(temporary).write_text(text))
     print(page(rows))
+    head = PAGE.read_text("utf-8").split(MARK)[0]
+    text = f"{head}{MARK}\n\n{page(rows)}"
+    write_atomically(given.page, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 
 if __name__ == "__main__":

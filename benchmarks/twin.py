@@ -3,6 +3,7 @@
     python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks
     python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
     python benchmarks/twin.py judge [FILE ...]                          files of trainer.full or lora (without: the shipped one)
+    python benchmarks/twin.py grid FILE ...                             grid.png in --folder: one step of each, and the base
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
 as 180 steps of the recipe take, which is make demo.  They are counted with the run's own objective on a network without cost.
@@ -31,7 +32,8 @@ from emoji_judges import Judges, errors  # noqa: E402
 from trainer.backbones import backbone  # noqa: E402
 from trainer.backbones.emoji import Emoji, to_images  # noqa: E402
 from trainer.config import Settings, resolve  # noqa: E402
-from trainer.runs.emoji import BASE_SAMPLING, MULTI, EmojiRun  # noqa: E402
+from trainer.runs import drawing  # noqa: E402
+from trainer.runs.emoji import BASE_SAMPLING, MULTI, SHOWN, EmojiRun  # noqa: E402
 from trainer.runs.emoji_judge import Judge, floats  # noqa: E402
 from trainer.runs.two_sample import told_apart  # noqa: E402
 from trainer.weights.inference import generate, load_trained  # noqa: E402
@@ -153,6 +155,15 @@ class Bench:
             over = {key: round(found[key] / base[key], 3) for key in ("efficientnet", "categories")}
             print(path.name, name, over | {key: round(v, 4) for key, v in errors(images, real).items()}, flush=True)
 
+    def grid(self, files: list[Path]) -> None:
+        """The first of the prompts that are always shown, four noises each; the columns are named as the files are."""
+        kind = EmojiRun(self.own)
+        start, cond = kind.drawn(load_words(self.path.parent / "words.safetensors"), self.device)
+        columns = {"base, 32 steps": kind.grid(self.plain(), start, cond, MULTI)}
+        columns |= {path.stem: kind.grid(self.trained(path), start, cond, self.own.sampling[0]) for path in files}
+        columns = {name: images[:6] for name, images in columns.items()}
+        drawing.grid(columns, self.folder / "grid.png", labels=SHOWN[:6], least=64)
+
     def run(self, name: str, seed: int) -> list[dict]:
         times, options = RUNS[name]
         called = f"{name} {seed}".replace(" ", "-").replace(",", "")
@@ -216,7 +227,7 @@ def table(path: Path, patterns: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "judge"))
+    parser.add_argument("what", choices=("run", "table", "judge", "grid"))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="to judge")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of names of runs [*]")
@@ -231,6 +242,8 @@ def main() -> None:
         return table(given.csv, given.only)
     bench = Bench(given.folder.resolve(), given.samples, given.base.resolve())
     print(json.dumps({"named by the classifier, of held-out pictures": bench.judges.named, "budget": bench.budget}), flush=True)
+    if given.what == "grid":
+        return bench.grid(given.files)
     if given.what == "judge":
         for path in given.files or [SHIPPED / "distilled.safetensors"]:
             bench.judge_file(path)
