@@ -36,6 +36,12 @@ FILES = {
         ("vae", "Comfy-Org/Qwen-Image_ComfyUI/resolve/main/split_files/vae", ["qwen_image_vae.safetensors"]),
         ("text_encoders", "Comfy-Org/z_image_turbo/resolve/main/split_files/text_encoders", ["qwen_3_4b.safetensors"]),
         ("vae", "Comfy-Org/z_image_turbo/resolve/main/split_files/vae", ["ae.safetensors"]),
+        (
+            "diffusion_models",
+            "Comfy-Org/flux2-klein/resolve/main/split_files/diffusion_models",
+            ["flux-2-klein-base-4b.safetensors"],
+        ),
+        ("vae", "Comfy-Org/flux2-dev/resolve/main/split_files/vae", ["flux2-vae.safetensors"]),
     )
     for name in names
 }
@@ -343,6 +349,27 @@ def qwen_image_edit():
     )
 
 
+def flux2_klein():
+    return Template(
+        "Your FLUX.2 klein adapter",
+        trained(
+            "python -m trainer.lora --config flux2-klein-lora-16gb --data my_images",
+            "runs/flux2-klein-lora/flux2-klein-lora.safetensors",
+            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.33.",
+            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.33。",
+        ),
+        PLAIN,
+        {
+            "model": load("flux-2-klein-base-4b.safetensors", "flux2-klein-lora.safetensors"),
+            **text("qwen_3_4b.safetensors", "flux2"),
+            "latent": empty(),
+            "sample": sample(preset="4 steps"),
+            **finish("flux2-vae.safetensors", "twinflow_klein"),
+        },
+        [PROMPT, PRESET, SEED, *SIZE],
+    )
+
+
 def sd35_lora():
     return Template(
         "Your SD3.5 LoRA",
@@ -515,6 +542,7 @@ TEMPLATES = [
         compare_steps,
         qwen_image_lora,
         qwen_image_edit,
+        flux2_klein,
         sd35_lora,
         digits,
     )

@@ -15,6 +15,7 @@ FAMILY = {
     "qwen": "qwen",
     "diffusion_pytorch_model": "qwen",
     "TwinFlow-Z": "zimage",
+    "flux-2-klein": "flux2",
     "sd3.5": "sd3",
     "base": "digits",
     "TwinFlow emoji": "emoji",
@@ -26,9 +27,9 @@ def family(graph: dict) -> str:
     return next(kind for start, kind in FAMILY.items() if names[0].startswith(start))
 
 
-def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
-    """All files of all workflows.  find: of twinflow.backbones."""
-    families = {name: tiny.read(goldens, name) for name in ("qwen", "sd3") + (("zimage",) if z_image else ())}
+def write(models: Path, goldens: Path, find, *, newer: tuple[str, ...]) -> None:
+    """All files of all workflows.  find: of twinflow.backbones.  newer: families that this ComfyUI has besides the oldest's."""
+    families = {name: tiny.read(goldens, name) for name in ("qwen", "sd3", *newer)}
     unets, loras, prompts = (models / name for name in ("diffusion_models", "loras", "prompts"))
     qwen, sd3 = families["qwen"], families["sd3"]
     for shard, name in enumerate(SHARDS):
@@ -36,8 +37,11 @@ def write(models: Path, goldens: Path, find, *, z_image: bool) -> None:
     for name in ("qwen_image_fp8_e4m3fn", "qwen_image_edit_2509_fp8_e4m3fn"):
         tiny.save(qwen.plain, unets / f"{name}.safetensors")
     tiny.save(find(sd3.plain).layout.to_native(sd3.plain), unets / "sd3.5_medium.safetensors")
-    if z_image:
+    if "zimage" in families:
         tiny.save(families["zimage"].weights, unets / "TwinFlow-Z-Image-Turbo_bf16.safetensors")
+    klein = tiny.read(goldens, "flux2")
+    tiny.save(klein.plain, unets / "flux-2-klein-base-4b.safetensors")
+    lora(klein.plain, loras / "flux2-klein-lora.safetensors", "two", klein.second)
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
@@ -74,6 +78,12 @@ def write_vaes(folder: Path, width: int) -> None:
     tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
     for name in ("ae", "sd3.5_vae"):
         tiny.save({k: filled(k, v) for k, v in tae.items()}, folder / f"{name}.safetensors")
+    if hasattr(comfy.taesd.taesd, "DecoderFlux2"):
+        (folder.parent / "vae_approx").mkdir(exist_ok=True)
+        klein = comfy.taesd.taesd.TAESD(latent_channels=128)
+        for part in ("encoder", "decoder"):
+            tensors = getattr(klein, f"taesd_{part}").state_dict().items()
+            tiny.save({k: filled(k, v) for k, v in tensors}, folder.parent / "vae_approx" / f"taef2_{part}.safetensors")
 
 
 def filled(name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -102,6 +112,8 @@ def cut_down(graph: dict) -> dict:
             graph["1003"] = {"class_type": "VAELoader", "inputs": {"vae_name": "sd3.5_vae.safetensors"}}
             for other in graph.values():
                 other["inputs"] |= {name: ["1003", 0] for name, value in other["inputs"].items() if value == [key, 2]}
+        elif inputs.get("vae_name") == "flux2-vae.safetensors":  # of which core knows one size only
+            inputs["vae_name"] = "taef2"
         elif node["class_type"] == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 0.01
         elif node["class_type"] in ("CLIPTextEncode", "TextEncodeQwenImageEdit"):

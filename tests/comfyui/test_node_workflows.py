@@ -13,6 +13,7 @@ from pathlib import Path
 import browser
 import pytest
 import stand_ins
+import tiny
 import workflow
 from PIL import Image
 from server import Server
@@ -38,7 +39,7 @@ def server(comfyui, goldens, tmp_path_factory):
         server.stop()
 
 
-def newer(server, than: tuple[int, int, int]) -> bool:
+def newer(server, than: tuple[int, ...]) -> bool:
     version = re.match(r"(\d+)\.(\d+)\.(\d+)", server.get("/system_stats")["system"]["comfyui_version"])
     return tuple(map(int, version.groups())) >= than
 
@@ -46,8 +47,8 @@ def newer(server, than: tuple[int, int, int]) -> bool:
 @pytest.mark.parametrize("name", workflow.names())
 def test_runs(server, name):
     graph = workflow.prompt(workflow.read(name))
-    if stand_ins.family(graph) == "zimage" and not newer(server, (0, 3, 74)):
-        pytest.skip("this ComfyUI has no Z-Image (0.3.74 brought it)")
+    if not newer(server, tiny.NEEDED.get(family := stand_ins.family(graph), (0, 0, 0))):
+        pytest.skip(f"this ComfyUI has no {tiny.NAMES[family]}")
     outcome = server.run(stand_ins.cut_down(graph))
     assert not outcome.error, outcome.error
     images = [image for output in outcome.outputs.values() for image in output.get("images", [])]
