@@ -154,7 +154,7 @@ def text_parts(family):
     small = dict(intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
     if name.startswith("qwen-image"):
         return dict(text_encoder=qwen_vl(width), tokenizer=qwen_tokenizer())
-    if name == "flux2-klein":  # which reads the 9th, 18th and 27th layer
+    if name.startswith("flux2"):  # which reads the 9th, 18th and 27th layer
         small |= dict(num_hidden_layers=28, hidden_size=width // 3, vocab_size=300)
         return dict(text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small)), tokenizer=qwen_tokenizer())
     if name == "z-image":
@@ -189,7 +189,7 @@ def autoencoder(family):
             decoder_act_fns="silu",
         )  # fmt: skip
     blocks = dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
-    if name == "flux2-klein":
+    if name.startswith("flux2"):
         vae = diffusers.AutoencoderKLFlux2(block_out_channels=[8] * 4, norm_num_groups=4, **blocks)
         vae.bn.running_mean.uniform_(-0.5, 0.5), vae.bn.running_var.uniform_(0.5, 2)
         return vae

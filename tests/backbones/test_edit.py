@@ -2,19 +2,24 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from trainer import TrainerError
+from trainer.backbones import flux2_klein
+from trainer.cli import main
 from trainer.config import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee, VelocityModel
 from twinflow import objective
 from twinflow.presets import OBJECTIVES, SAMPLING
 from twinflow.roles import share_out
-from twinflow.weights import load, save
+from twinflow.weights import load, read_header, save
+
+from .conftest import GOLDENS, made, published
 
 
 def pictures(rows=2, seed=5):
@@ -138,3 +143,68 @@ def test_the_text_encoder_sees_the_pictures(edit, edit_whole):
         assert not torch.equal(positions[0], positions[1]), "pictures have rows and columns"
         wanted = pipe.text_encoder(**asked, position_ids=positions).hidden_states[-1][0, 64:]
     torch.testing.assert_close(prompts[1].embeds, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def klein():
+    return made(flux2_klein.BACKBONES["flux2-klein-edit"], json.loads((GOLDENS / "flux2.json").read_text())["config"])
+
+
+@pytest.fixture(scope="module")
+def klein_whole(klein, tmp_path_factory):
+    return published(klein, tmp_path_factory.mktemp("klein"))
+
+
+def test_flux2_sees_references_as_its_pipeline(klein, klein_whole):
+    """The transformer called as Flux2KleinPipeline calls it, for one row: the pipeline has one set of references for all."""
+    pipe, (x, (embeds, mask), _), t = klein_whole.pipeline, klein.batch(1), torch.tensor([0.8])
+    g = torch.Generator().manual_seed(5)
+    references = torch.randn(1, 128, 2, 3, generator=g), torch.randn(1, 128, 4, 2, generator=g)
+    ids = torch.cat([pipe._prepare_latent_ids(x), pipe._prepare_image_ids(list(references))], 1)
+    with torch.no_grad():
+        out = pipe.transformer(
+            hidden_states=torch.cat([pipe._pack_latents(z) for z in (x, *references)], 1), timestep=t,
+            encoder_hidden_states=embeds, txt_ids=pipe._prepare_text_ids(embeds), img_ids=ids, return_dict=False,
+        )[0]  # fmt: skip
+        wanted = out[:, : x[0, 0].numel()].mT.reshape(x.shape)
+        ours = klein.backbone.velocity(pipe.transformer, x, t, (embeds, mask, *references))
+        blind = klein.backbone.velocity(pipe.transformer, x, t, (embeds, mask))
+        far = VelocityModel(klein.backbone, second(klein), "two")(x, t, t * 0, (embeds, mask, *references))
+        same = VelocityModel(klein.backbone, second(klein), "two")(x, t, t, (embeds, mask, *references))
+    assert torch.equal(ours, wanted) and torch.equal(same, wanted) and not torch.equal(far, wanted)
+    assert (ours - blind).abs().max() > 1e-3, "the references are seen"
+
+
+def second(family):
+    model = family.plain()
+    family.backbone.core.time.install(model)
+    return model
+
+
+def test_flux2_is_trained_with_references(klein, klein_whole, tmp_path):
+    g = np.random.default_rng(0)
+    for part in ("source", "target"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for i in range(4):
+            picture = Image.fromarray(g.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            picture.save(tmp_path / "data" / part / f"{i}.png")
+    for i in range(4):
+        (tmp_path / "data" / "target" / f"{i}.txt").write_text("a drawing")
+    options = ["--model", "flux2-klein-edit", "--source", klein_whole.folder, "--data", tmp_path / "data", "--steps", "1"]
+    options += [
+        "--resolution",
+        "64",
+        "--rank",
+        "2",
+        "--threads",
+        "1",
+        "--dtype",
+        "fp32",
+        "--tracker",
+        "none",
+        "--out",
+        tmp_path,
+    ]
+    assert main("lora", [*map(str, options), "--sample-every", "0", "--warmup", "0", "--cache", str(tmp_path / "cache")]) == 0
+    found = read_header(next(tmp_path.rglob("flux2-klein-edit-lora.safetensors")))
+    assert found.metadata["twinflow.base_model"] == "flux2-klein"

@@ -173,3 +173,28 @@ def test_offline_is_one_line(family, monkeypatch, tmp_path):
             family.backbone.load(source)
         assert "\n" not in str(error.value)
     assert not list(Path(tmp_path).glob("models--*/snapshots"))
+
+
+@families(lambda backbone: backbone.core.layout.older)
+def test_names_of_older_files(family, tmp_path):
+    """As FLUX.2's makers name its norms, and ComfyUI once did."""
+    wanted = family.plain().state_dict()
+    native = family.backbone.to_file(dict(wanted))
+    (before, now), *_ = family.backbone.core.layout.older
+    older = {name.removesuffix(now) + before if name.endswith(now) else name: t.clone() for name, t in native.items()}
+    assert older.keys() != native.keys()
+    save_file(older, tmp_path / "older.safetensors")
+    found = family.backbone.load(str(tmp_path / "older.safetensors")).state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], t) for name, t in wanted.items())
+
+
+@families(lambda backbone: backbone.name == "flux2-klein")
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_flux2_dev_is_refused(family, form, tmp_path):
+    model = family.cls(**family.config | dict(guidance_embeds=True))
+    if form == "folder":
+        model.save_pretrained(tmp_path / "transformer")
+    else:
+        save_file(family.backbone.to_file(model.state_dict()), tmp_path / "dev.safetensors")
+    with pytest.raises(TrainerError, match="is FLUX.2 dev, which takes a guidance scale as an input; expected FLUX.2 klein"):
+        family.backbone.load(str(tmp_path if form == "folder" else tmp_path / "dev.safetensors"))

@@ -273,3 +273,23 @@ def test_merged_file_that_folds_needs_no_embedder(golden, models, run):
     file = golden.write(models, golden.plain, name="merged", metadata=trainer_metadata("fold"))
     model = run("TwinFlowModelLoader", model_name=file)[0]
     assert model.model_options["transformer_options"]["twinflow"].rule == "fold"
+
+
+def test_norms_under_the_name_of_older_files(models, run, goldens, comfy):
+    """FLUX.2 as its makers publish it, with our adapter."""
+    tiny.need_backbone("flux2", comfy.version)
+    golden = tiny.read(goldens, "flux2")
+    older = {key.replace("_norm.weight", "_norm.scale"): t for key, t in tiny.native(golden, comfy).items()}
+    extra = golden.write(comfy.models / "loras", golden.second, name="older")
+    base = golden.write(models, {key: t for key, t in older.items() if not key.startswith(tiny.SECOND)}, name="older")
+    wanted = run("TwinFlowModelLoader", model_name=golden.write(models, golden.weights), weight_dtype="float32")[0]
+    model, report = run("TwinFlowModelLoader", model_name=base, adapter=extra, weight_dtype="float32")[:2]
+    assert "missing: none" in report and "not used" not in report
+    assert torch.equal(tiny.sampled(run, model, golden), tiny.sampled(run, wanted, golden))
+
+
+def test_flux2_dev_is_refused_by_name(models, run, goldens, comfy):
+    tiny.need_backbone("flux2", comfy.version)
+    golden = tiny.read(goldens, "flux2")
+    dev = golden.weights | {"guidance_in.in_layer.weight": torch.zeros(32, 256)}
+    refused(run, "is FLUX.2 dev, which has no TwinFlow weights", model_name=golden.write(models, dev, name="dev"))

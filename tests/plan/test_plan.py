@@ -44,6 +44,7 @@ def nbytes(tensors):
         ("z-image-turbo", 6.15, 11.5),
         ("flux2-klein", 3.88, 7.2),
         ("flux2-klein-distilled", 3.88, 7.2),
+        ("flux2-klein-edit", 3.88, 7.2),
         ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),

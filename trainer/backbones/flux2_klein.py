@@ -1,12 +1,13 @@
 """FLUX.2 klein: the velocity of diffusers' own Flux2Transformer2DModel, unmodified.
 
 Its time is the noise's, in [0, 1].  Latents are squares of 2 x 2 of its autoencoder's, normalised per channel, one a token.
-cond is (embeds (B, L, D), mask), and the latents of each reference image (B, C, h, w), which may differ in size from each
-other and from x; padding is attended to, as in the base, so the mask is not read.
+cond is (embeds (B, L, D), mask) and, for editing, the latents of each reference image (B, C, h, w), which may differ in size
+from each other and from x and are further tokens, of the same time.  Padding is attended to, as in the base, so the mask is
+not read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,13 @@ from .shifts import Shift
 from .sizes import Size
 
 APART = 10  # of two images on the first axis of their positions
+EDITS = ("flux2-klein-edit",)
+SIZE = Size(
+    dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False),
+    channels=128,
+    text=7.5,
+    tokens=512,
+)
 
 
 @dataclass(frozen=True)
@@ -71,20 +79,13 @@ class Flux2Klein(DiffusersBackbone):
         "attention": r"(single_)?transformer_blocks\..*\.attn\..*",
         "attention+mlp": r"(single_)?transformer_blocks\..*\.(attn|ff|ff_context)\..*",
     }
-    sizes = dict.fromkeys(
-        known.BACKBONE.models,
-        Size(
-            dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False),
-            channels=128,
-            text=7.5,
-            tokens=512,
-        ),
-    )
+    sizes = {name: replace(SIZE, references=int(name in EDITS)) for name in known.BACKBONE.models}
     masked = False
     limits: ClassVar[dict[str, int]] = {"the text encoder": 512}  # with the chat template around the caption
 
     def __init__(self, name: str):
         super().__init__(name)
+        self.edits = name in EDITS
         self.shift = Empirical(steps=4 if name == "flux2-klein-distilled" else 50)
 
     def recipe(self, mode: str) -> dict[str, Any]:
@@ -149,8 +150,8 @@ class Flux2Klein(DiffusersBackbone):
         whole = pipeline.tokenizer.apply_chat_template(message, **options)
         return {"the text encoder": len(pipeline.tokenizer(whole, verbose=False).input_ids)}
 
-    def encode_prompt(self, pipeline: Any, text: str, device: torch.device) -> Prompt:
-        """With its padding, which the transformer uses."""
+    def encode_prompt(self, pipeline: Any, text: str, device: torch.device, references: Sequence[Tensor] = ()) -> Prompt:
+        """With its padding, which the transformer uses.  The text encoder does not see the references."""
         embeds, _ = pipeline.encode_prompt(text, device=device)
         return Prompt(text, embeds[0])
 

@@ -77,6 +77,7 @@ BACKBONE = Backbone(
     models={
         "flux2-klein": "black-forest-labs/FLUX.2-klein-base-4B",
         "flux2-klein-distilled": "black-forest-labs/FLUX.2-klein-4B",
+        "flux2-klein-edit": "black-forest-labs/FLUX.2-klein-base-4B",  # the same model, trained with reference images
     },
     layout=Layout(
         native="double_stream_modulation_img.lin.weight",
