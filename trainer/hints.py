@@ -192,7 +192,8 @@ def _nearest(asked: str, models: Mapping[str, str]) -> tuple[str, str]:
     """
     owner, _, bare = asked.rpartition("/")
     letters = _letters(bare)
-    known = {_letters(hub_id.rpartition("/")[2]): name for name, hub_id in reversed(models.items()) if hub_id}  # the first wins
+    first = list(models.items())[::-1]  # of several with one hub id the first wins
+    known = {_letters(hub_id.rpartition("/")[2]): name for name, hub_id in first if hub_id}
     known |= {_letters(name): name for name in models}
     if name := known.get(letters):
         return name, asked if owner and models[name] and asked.lower() != models[name].lower() else ""
