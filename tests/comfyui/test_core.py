@@ -110,9 +110,9 @@ def found(name: str):
 
 @pytest.mark.parametrize(("name", "place", "call"), [pytest.param(*use, id=f"{use[1]}-{use[0]}") for use in USES])
 def test_it_is_there_and_takes_what_we_give(comfy, name, place, call):
-    for file, backbone in {"z_image": "zimage", "flux2_klein": "flux2"}.items():
+    for file, family in {"z_image": "zimage", "flux2_klein": "flux2"}.items():
         if place.startswith(f"nodes/backbones/{file}.py"):
-            tiny.need_backbone(backbone, comfy.version)
+            tiny.need_backbone(family, comfy.version)
     if name in NEWER and comfy.version < (0, 4):
         pytest.skip("a newer ComfyUI brought it")
 
