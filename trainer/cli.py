@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 import yaml
 
-from twinflow.backbones import models
+from twinflow.backbones import canonical, models
 
 from . import TrainerError, console, hints
 from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
@@ -106,7 +106,7 @@ def asked_model(argv: list[str]) -> str:
     own = CONFIGS / f"{config}.yaml"
     listed = yaml.safe_load(own.read_text("utf-8"))["model"] if config and own.exists() else ""
     model = following("--model", argv) or listed
-    return model if model in models() else ""
+    return canonical(model) if canonical(model) in models() else ""
 
 
 def printed(settings: Settings) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from twinflow.backbones import all_backbones, models
+from twinflow.backbones import all_backbones, canonical, models
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import ROLES, share_out
@@ -501,8 +501,8 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
     notify: is given a line on every setting that is not what the words that were given lead to expect.
     """
     given = current(given, notify)
-    model = given.get("model", OPTIONS["model"].default)
-    known = backbone(known_model(model))
+    model = known_model(given.get("model", OPTIONS["model"].default))
+    known, given = backbone(model), dict(given) | ({"model": model} if "model" in given else {})
     if wrong := {name: why for name, why in meaningless(mode, model).items() if name in given}:
         name, why = next(iter(wrong.items()))
         raise TrainerError(f"{flag(name)} means nothing to {why}; leave it out (see --help --model {model})")
@@ -524,7 +524,8 @@ def resolve(mode: str, given: Mapping[str, Any], notify: Callable[[str], None] =
 
 
 def known_model(name: str) -> str:
-    """The name, where it is a model's.  Raises TrainerError."""
+    """The model's name, also for an alias or a repository of it.  Raises TrainerError."""
+    name = canonical(name) if isinstance(name, str) else name
     hub = {own: repository for known in all_backbones().values() for own, repository in known.models.items()}
     if not isinstance(name, str) or name not in hub:
         raise TrainerError(hints.model(str(name), hub))

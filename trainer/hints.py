@@ -124,6 +124,7 @@ ANSWERS: dict[str, str] = {  # another trainer's name -> how that is done here
     "min_snr_gamma": "the objective has its own weights over t", "noise_offset": "the noise is plain Gaussian",
 }  # fmt: skip
 
+UNPUBLISHED = "zimageomni", "zimageedit"  # announced by github.com/Tongyi-MAI/Z-Image, as yet without weights
 
 ESCAPED = "in double quotes a backslash begins a code: write / in its place"
 
@@ -174,6 +175,8 @@ def model(asked: str, models: Mapping[str, str]) -> str:
     what = f"--model {asked!r} is unknown"
     if asked.endswith((".safetensors", ".gguf")) or asked.startswith((".", "/", "~", "\\")):
         return f"{what}; a file or folder goes to --source, beside --model with one of {', '.join(models)}"
+    if _letters(asked.rpartition("/")[2]).startswith(UNPUBLISHED):
+        return f"{what}; its makers have announced it, and not published its weights; expected z-image or z-image-turbo"
     name, source = _nearest(asked, models)
     if not name:
         return f"{what}; expected one of {', '.join(models)}"

@@ -12,6 +12,7 @@ from trainer.backbones import backbone
 from trainer.cli import EXTRA, main, read_file
 from trainer.config import OBJECTIVE, OPTIONS, Settings, flag, read_settings, resolve
 from trainer.hints import ANSWERS, CALLED, VALUES
+from twinflow.backbones import all_backbones, models
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 
@@ -220,12 +221,11 @@ def test_a_setting_of_a_lora_is_none_of_full(capsys):
         (["--base_steps", "3"], "did you mean --base-steps 3?"),
         (["--stpes", "3"], "did you mean --steps"),
         (["--network_module", "networks.lora"], "python -m trainer.lora trains a LoRA"),
-        (["--model", "Qwen/Qwen-Image"], "did you mean --model qwen-image?"),
         (["--model", "qwen_image"], "did you mean --model qwen-image?"),
-        (["--model", "qwen-image-2512"], "did you mean --model qwen-image (with --source Qwen/Qwen-Image-2512)?"),
-        (["--model", "Tongyi-MAI/Z-Image-Turbo"], "did you mean --model z-image-turbo?"),
-        (["--model", "black-forest-labs/FLUX.2-klein-base-4B"], "did you mean --model flux2-klein?"),
-        (["--model", "black-forest-labs/FLUX.2-klein-4B"], "did you mean --model flux2-klein-distilled?"),
+        (["--model", "qwen-image-2601"], "did you mean --model qwen-image (with --source Qwen/Qwen-Image-2601)?"),
+        (["--model", "mine/Z-Image-Turbo"], "did you mean --model z-image-turbo (with --source mine/Z-Image-Turbo)?"),
+        (["--model", "z-image-omni"], "announced it, and not published its weights; expected z-image or"),
+        (["--model", "Tongyi-MAI/Z-Image-Edit"], "announced it, and not published its weights"),
         (["--model", "zimage"], "did you mean --model z-image?"),
         (["--lr_scheduler", "polynomial"], "here it is called --schedule"),  # and there is nothing like this value
         (["--model", "stabilityai/stable-diffusion-3.5-large-turbo"], "did you mean --model sd3.5-large (with --source stab"),
@@ -241,6 +241,35 @@ def test_what_other_trainers_call_it_is_answered(options, words, capsys):
     assert main("lora", options) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    "asked, name, repository",
+    [
+        ("qwen-image-2512", "qwen-image-2512", "Qwen/Qwen-Image-2512"),
+        ("Qwen/Qwen-Image-2512", "qwen-image-2512", "Qwen/Qwen-Image-2512"),
+        ("Qwen/Qwen-Image", "qwen-image", "Qwen/Qwen-Image"),
+        ("qwen/qwen-image", "qwen-image", "Qwen/Qwen-Image"),
+        ("qwen-image-edit-2511", "qwen-image-edit", "Qwen/Qwen-Image-Edit-2511"),
+        ("Qwen/Qwen-Image-Edit-2509", "qwen-image-edit-2509", "Qwen/Qwen-Image-Edit-2509"),
+        ("z-image-base", "z-image", "Tongyi-MAI/Z-Image"),
+        ("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"),
+        ("black-forest-labs/FLUX.2-klein-4B", "flux2-klein-distilled", "black-forest-labs/FLUX.2-klein-4B"),
+        ("stabilityai/stable-diffusion-3.5-large", "sd3.5-large", "stabilityai/stable-diffusion-3.5-large"),
+    ],
+)
+def test_a_model_is_known_by_its_other_names(asked, name, repository, capsys):
+    settings = resolve("lora", {"model": asked})
+    assert (settings.model, settings.run.name) == (name, f"{name}-lora") and backbone(asked).repository == repository
+    assert main("lora", ["--model", asked, "--help"]) == 0
+    assert f"these are for {name}." in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_other_name_leads_to_a_model_and_hides_none():
+    for record in all_backbones().values():
+        assert set(record.aliases.values()) <= set(record.models) and not set(record.aliases) & set(models())
+    repositories = [r.lower() for record in all_backbones().values() for r in record.models.values() if r]
+    assert len(repositories) == len(set(repositories))
 
 
 def test_misspelt_settings_are_answered_with_the_nearest():

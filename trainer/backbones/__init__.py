@@ -161,7 +161,8 @@ def trainable() -> list[str]:
 
 
 def backbone(name: str) -> Backbone:
-    """The backbone of this name.  Raises TrainerError."""
+    """The backbone of this name, alias or repository.  Raises TrainerError."""
+    name = known.canonical(name)
     if name not in trainable():
         raise TrainerError(f"--model {name!r} is unknown; expected one of {', '.join(trainable())}")
     return import_module(f".{known.models()[name]}", __package__).BACKBONES[name]

@@ -62,7 +62,7 @@ class QwenImage(DiffusersBackbone):
     single = {"text_encoder": "qwen2.5-vl", "vae": "qwen-vae"}
     presets = {"attention": r"transformer_blocks\..*\.attn\..*", "attention+mlp": r"transformer_blocks\..*(\.attn|_mlp)\..*"}
     shift: Shift | None = Shift(low=(256, 0.5), high=(8192, 0.9))
-    sizes = {"qwen-image": Size(dict(), channels=16, text=15.4)}
+    sizes = dict.fromkeys(known.BACKBONE.models, Size(dict(), channels=16, text=15.4))
     limits: ClassVar[dict[str, int]] = {"the text encoder": 1024}  # from behind the template's start, its end counted
 
     def velocity(self, model: Any, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

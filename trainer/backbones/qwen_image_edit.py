@@ -32,7 +32,7 @@ class QwenImageEdit(QwenImage):
     edits = True
     flags, markers = ("zero_cond_t",), (TIME_ZERO,)
     limits = {}  # its pipeline cuts nothing
-    sizes = {"qwen-image-edit": Size(dict(), channels=16, text=15.4, references=1)}
+    sizes = dict.fromkeys(known.BACKBONE.models, Size(dict(), channels=16, text=15.4, references=1))
 
     def load(self, source: str = "", *, dtype: torch.dtype | None = None, distilled: Path | str | None = None) -> nn.Module:
         model = super().load(source, dtype=dtype, distilled=distilled)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from twinflow.backbones import canonical
 from twinflow.weights import file_order, save_streamed
 
 from .. import TrainerError, console
@@ -31,7 +32,7 @@ class Parser(console.Parser):
 
     def add_model(self) -> None:
         self.add_argument(
-            "--model", choices=trainable(), metavar="NAME",
+            "--model", type=canonical, choices=trainable(), metavar="NAME",
             help=f"which model it is, where the file's keys and metadata do not tell ({', '.join(trainable())})",
         )  # fmt: skip
 

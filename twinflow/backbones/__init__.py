@@ -22,7 +22,8 @@ WEIGHT_BIAS = ("weight", "bias")
 @dataclass(frozen=True)
 class Backbone:
     """name: in the metadata of files.  title: in messages.  models: names on the trainer's command line, each with its
-    repository on the hub ("" where there is none), the most common first.
+    repository on the hub ("" where there is none), the most common first.  aliases: other names for those, beside the
+    repositories themselves.
 
     layout: names in files.  widths: sizes read off the tensors; raises KeyError for those of another model.
     time: where time enters diffusers' class.  native_time: where it enters ComfyUI's, under ComfyUI's names.
@@ -55,6 +56,7 @@ class Backbone:
     signed_time: bool = True
     gguf: str = ""
     pipelines: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 @cache
@@ -67,6 +69,20 @@ def all_backbones() -> dict[str, Backbone]:
 def models() -> dict[str, str]:
     """Names on the trainer's command line -> the file's name of their backbone."""
     return {name: file for file, backbone in all_backbones().items() for name in backbone.models}
+
+
+@cache
+def _other_names() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for backbone in all_backbones().values():
+        found |= backbone.aliases
+        found |= {repository.lower(): name for name, repository in backbone.models.items() if repository}
+    return found
+
+
+def canonical(name: str) -> str:
+    """The model's name on the command line that an alias or a repository on the hub stands for; any other as it is."""
+    return name if name in models() else _other_names().get(name.lower(), name)
 
 
 def find(names: Collection[str]) -> Backbone | None:

@@ -22,7 +22,7 @@ TIME = SecondEmbedder("time_text_embed", "time_text_embed_2")
 BACKBONE = Backbone(
     name="qwen-image",
     title="Qwen-Image",
-    models={"qwen-image": "Qwen/Qwen-Image"},
+    models={"qwen-image": "Qwen/Qwen-Image", "qwen-image-2512": "Qwen/Qwen-Image-2512"},
     layout=Layout(native="txt_norm.weight", diffusers="txt_norm.weight"),  # ComfyUI's names are diffusers'
     widths=widths,
     time=TIME,

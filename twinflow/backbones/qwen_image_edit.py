@@ -9,7 +9,8 @@ BACKBONE = replace(
     qwen_image.BACKBONE,
     name="qwen-image-edit",
     title="Qwen-Image-Edit",
-    models={"qwen-image-edit": "Qwen/Qwen-Image-Edit-2511"},
+    models={"qwen-image-edit": "Qwen/Qwen-Image-Edit-2511", "qwen-image-edit-2509": "Qwen/Qwen-Image-Edit-2509"},
+    aliases={"qwen-image-edit-2511": "qwen-image-edit"},
     variant=True,
     pipelines=r"QwenImageEdit\w*Pipeline",
 )

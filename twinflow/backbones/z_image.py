@@ -30,6 +30,7 @@ BACKBONE = Backbone(
     name="z-image",
     title="Z-Image",
     models={"z-image": "Tongyi-MAI/Z-Image", "z-image-turbo": "Tongyi-MAI/Z-Image-Turbo"},
+    aliases={"z-image-base": "z-image"},
     layout=Layout(
         native="layers.0.attention.qkv.weight",
         diffusers="layers.0.attention.to_q.weight",
