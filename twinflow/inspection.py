@@ -14,6 +14,7 @@ from pathlib import Path
 from . import lora_names
 from .backbones import Backbone, Modules, all_backbones, find, is_second_embedder, of_modules
 from .gguf_header import read_gguf
+from .known_files import recognise
 from .layouts import PREFIXES, bare
 from .quantised import COMPANIONS, METADATA, OLD_MARK, foreign_format
 from .weights import Provenance, WeightsError, read_header, shards
@@ -81,7 +82,7 @@ def inspect(path: str | Path) -> Inspected:
         if path.is_dir() and (run := run_config(path)) is not None:
             return of_run(path, run)
         headers = opened(path)
-        lines = [*held(headers), *quantisation(headers), *described(headers.metadata)]
+        lines = [*held(headers), *quantisation(headers), *described(headers.metadata), *recognised(headers)]
         verdict = f"{path.name}: {what_is(headers)}"
     except WeightsError as error:
         text = str(error)
@@ -227,6 +228,14 @@ def described(metadata: Mapping[str, str]) -> list[str]:
     shown = {name: text for name, text in metadata.items() if name not in ("format", METADATA, "twinflow.training")}
     lines = [f"  {name}: {text if len(text) <= 160 else text[:160] + '...'}" for name, text in sorted(shown.items())]
     return [*lines, *(["  no metadata: nothing says how it was trained"] if not shown else [])]
+
+
+def recognised(h: Headers) -> list[str]:
+    """What is known of the file by its name or keys, where it says nothing itself."""
+    if not h.lora or h.provenance:
+        return []
+    known, fault = recognise(h.path, h.metadata, h.lora)
+    return [f"  {line}" for line in [*(known.details() if known else []), *filter(None, [fault])]]
 
 
 def fates(h: Headers) -> list[str]:

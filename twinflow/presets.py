@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import schedule
@@ -28,7 +29,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample with `steps` network evaluations; the fields are sampler.sample's and schedule.times'."""
+    """How to sample with `steps` network evaluations; the fields are sampler.sample's and schedule.times'.
+
+    sigmas: times in place of a schedule, steps + 1 of them, down to 0.
+    """
 
     steps: int
     style: str = "few"
@@ -38,9 +42,12 @@ class Sampling:
     warp: tuple[float, float, float] = schedule.NO_WARP
     order: int = 1
     extrapolation: float = 0.0
+    sigmas: tuple[float, ...] = ()
 
     def times(self) -> Tensor:
         """The schedule, float64; order 2 takes two evaluations a step, so it has half as many."""
+        if self.sigmas:
+            return torch.tensor(self.sigmas, dtype=torch.float64)
         steps = (self.steps + 1) // 2 if self.order == 2 else self.steps
         return schedule.times(steps, self.start_gap, self.end_gap, self.warp)
 
@@ -51,7 +58,7 @@ class Sampling:
     def to_json(self) -> dict[str, Any]:
         """What the metadata of a weights file holds (`twinflow.sampler`)."""
         values = asdict(self) | {"gaps": [self.start_gap, self.end_gap], "warp": list(self.warp)}
-        return {name: values[name] for name in _JSON}
+        return {name: values[name] for name in _JSON if name != "sigmas" or self.sigmas}
 
     @classmethod
     def from_json(cls, values: dict[str, Any] | str) -> "Sampling":
@@ -61,10 +68,14 @@ class Sampling:
             raise ValueError(f"sampler settings are {values!r}; expected an object with steps and any of {', '.join(_JSON)}")
         values = dict(values)
         gaps = values.pop("gaps", (cls.start_gap, cls.end_gap))
-        return cls(**values | {"start_gap": gaps[0], "end_gap": gaps[1], "warp": tuple(values.get("warp", cls.warp))})
+        listed: dict[str, Any] = {"warp": tuple(values.get("warp", cls.warp))}
+        listed["sigmas"] = tuple(map(float, values.get("sigmas", ())))
+        if (n := len(listed["sigmas"])) not in (0, values["steps"] + 1):
+            raise ValueError(f"sampler settings have {n} sigmas for {values['steps']} steps; expected {values['steps'] + 1}")
+        return cls(**values | {"start_gap": gaps[0], "end_gap": gaps[1]} | listed)
 
 
-_JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation")
+_JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation", "sigmas")
 
 SAMPLING: dict[int, Sampling] = {
     1: Sampling(1, "few", 0.0, end_gap=0.7),
@@ -78,4 +89,4 @@ SAMPLING: dict[int, Sampling] = {
 def near(steps: int, settings: Sequence[Sampling]) -> Sampling:
     """The setting for so many steps: the one among these or, where there is none, the nearest with other steps."""
     best = min(settings, key=lambda s: abs(math.log(s.steps / steps)))
-    return replace(best, steps=steps)
+    return replace(best, steps=steps, sigmas=best.sigmas if best.steps == steps else ())

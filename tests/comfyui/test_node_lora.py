@@ -197,6 +197,71 @@ def test_time_rule_of_the_metadata(golden, base, comfy, run, rule):
     assert run("TwinFlowModelPatch", model=model, times="auto", branch="real")[1].find("t - r/2") > 0
 
 
+PUBLISHED = {  # a file of the model's, as its publisher calls it, and its advice
+    "qwen": ("Qwen-Image-Lightning-4steps-V1.0", "4 steps, shift 3, strength 1, cfg 1"),
+    "zimage": ("Z-Image-Fun-Lora-Distill-8-Steps-2603-ComfyUI", "8 steps, shift 3, strength 0.8, cfg 1"),
+}
+
+
+@pytest.fixture
+def user_list(comfy):
+    path = comfy.models / "loras" / "twinflow_known_files.json"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_a_few_step_lora_of_others_is_known(golden, base, comfy, run):
+    """By its name and its modules; the sampler draws as its publisher does, and any other file changes nothing."""
+    halves_of = halves(tiny.lora(golden.plain, MODULES[golden.name]))
+    for name, (file, advice) in PUBLISHED.items():
+        file = tiny.save(halves_of, comfy.models / "loras" / f"{file}.safetensors")
+        model, report = run("TwinFlowLoraLoader", model=base, lora_name=file)
+        if name != golden.name:
+            assert "recommended" not in report
+            with pytest.raises(ValueError, match="names sampling settings"):
+                comfy.part("nodes.sampler").recommended(model)
+            continue
+        assert f"recommended: {advice}" in report.splitlines()[0] and "source: https://" in report
+        found = comfy.part("nodes.sampler").recommended(model)
+        t = 1 - torch.arange(found.steps + 1) / found.steps
+        torch.testing.assert_close(found.times().float(), 3 * t / (1 + 2 * t))
+        style = tiny.save(halves_of, comfy.models / "loras" / "some_style.safetensors")
+        model, report = run("TwinFlowLoraLoader", model=model, lora_name=style)
+        assert "recommended" not in report and comfy.part("nodes.sampler").recommended(model) == found
+
+
+def test_recommended_by_the_file_is_euler_at_those_sigmas(golden, base, comfy, run):
+    """The TwinFlow Sampler with the recommendation equals core's euler with the sigmas of ModelSamplingAuraFlow and simple."""
+    if golden.name not in PUBLISHED:
+        pytest.skip("nothing is known of this model's LoRAs")
+    file = f"{PUBLISHED[golden.name][0]}.safetensors"
+    tiny.save(halves(tiny.lora(golden.plain, MODULES[golden.name])), comfy.models / "loras" / file)
+    model = run("TwinFlowLoraLoader", model=base, lora_name=file)[0]
+    latent, prompt = {"samples": torch.zeros(golden.latents(1))}, golden.conditioning()
+    common = dict(positive=prompt, latent_image=latent, seed=3, cfg=1.0)
+    ours = run("TwinFlowSampleLatent", model=model, preset="recommended by the file", denoise=1.0, **common)[0]
+    sigmas = comfy.part("nodes.sampler").recommended(model).times().float()
+    euler = run("KSamplerSelect", sampler_name="euler")[0]
+    common = dict(positive=prompt, negative=prompt, latent_image=latent, cfg=1.0, noise_seed=3, add_noise=True)
+    core = run("SamplerCustom", model=model, sampler=euler, sigmas=sigmas, **common)[0]
+    torch.testing.assert_close(ours["samples"], core["samples"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_list_of_the_users_own(golden, base, comfy, run, user_list):
+    import json
+
+    tensors = halves(tiny.lora(golden.plain, MODULES[golden.name]))
+    file = tiny.save(tensors, comfy.models / "loras" / "my_turbo.safetensors")
+    user_list.write_text(json.dumps([{"title": "Mine", "names": ["my-turbo*"], "steps": 2, "sigmas": [1, 0.6, 0]}]))
+    model, report = run("TwinFlowLoraLoader", model=base, lora_name=file)
+    assert "known as Mine, recommended: 2 steps, sigmas 1, 0.6, 0" in report.splitlines()[0]
+    assert comfy.part("nodes.sampler").recommended(model).sigmas == (1, 0.6, 0)
+    user_list.write_text("[{}")
+    model, report = run("TwinFlowLoraLoader", model=base, lora_name=file)
+    assert "warning: " in report.splitlines()[1] and "twinflow_known_files.json: is not used: " in report
+    assert f"LoRA {len(tensors) // 2}/{len(tensors) // 2} applied" in report and "known as" not in report
+
+
 def loaded(golden, comfy, run, base, tensors, metadata=None, strength=1.0):
     """(weights, report) with a LoRA of these tensors."""
     name = golden.write(comfy.models / "loras", tensors, name="some_lora", metadata=metadata)

@@ -92,6 +92,7 @@ def test_the_shipped_weights_and_their_licence_are_in_both_archives(installed):
         assert "Licence: CC-BY 4.0" in text and "Twemoji" in text and Path(path).name in text
         assert (installed / path).stat().st_size == (ROOT / path).stat().st_size and (installed / note).is_file()
         assert (ROOT / path).stat().st_size < 16 << 20
+    assert "twinflow/known_files.json" in archive and (installed / "twinflow" / "known_files.json").is_file()
     assert {path.split("/")[0] for path in archive} >= {"nodes", "twinflow", "web", "locales", "example_workflows", "LICENSE"}
 
 

@@ -185,6 +185,7 @@ def sampling_of(steps: int | None, args: argparse.Namespace, subject: Subject) -
     changes["stochasticity"] = share(args.stochasticity)
     changes["start_gap"], changes["end_gap"] = numbers("--gaps", args.gaps, 2) or (None, None)
     changes["warp"] = numbers("--warp", args.warp, 3)
+    changes["sigmas"] = () if args.gaps or args.warp or args.order else None  # they are of another schedule
     found = replace(near(steps or settings[0].steps, settings), **{n: v for n, v in changes.items() if v is not None})
     try:
         check_sampling(found.times(), found.style, found.order, found.stochasticity, found.extrapolation)
