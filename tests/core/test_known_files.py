@@ -1,6 +1,7 @@
 """Few-step LoRAs of others: which are known, by what, and what a damaged list of the user's own costs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +75,13 @@ def test_every_entry_of_ours_has_its_source_and_can_be_sampled():
         check_sampling(times, sampling.style, sampling.order, sampling.stochasticity, sampling.extrapolation)
         assert len(times) == known.steps + 1 and times[0] == 1 and times[-1] == 0
         assert Sampling.from_json(json.dumps(sampling.to_json())) == sampling
+
+
+def test_the_page_lists_all_of_ours_and_its_example_is_one():
+    page = (Path(known_files.__file__).parents[1] / "docs" / "files.md").read_text("utf-8")
+    assert all(known.source in page for known in known_files.ours())
+    example = json.loads(page.split("```json\n")[1].split("```")[0])
+    assert known_files.checked(example[0], "entry 1").fits(["my_turbo_v2_4steps_bf16"], {}, QWEN, set)
 
 
 def test_the_sigmas_are_those_of_the_publisher():

@@ -12,7 +12,7 @@ from trainer.backbones import backbone
 from trainer.cli import EXTRA, main, read_file
 from trainer.config import OBJECTIVE, OPTIONS, Settings, flag, read_settings, resolve
 from trainer.hints import ANSWERS, CALLED, VALUES
-from twinflow.backbones import all_backbones, models
+from twinflow.backbones import all_backbones, canonical, models
 from twinflow.objective import Objective
 from twinflow.presets import OBJECTIVES
 
@@ -254,6 +254,7 @@ def test_what_other_trainers_call_it_is_answered(options, words, capsys):
         ("Qwen/Qwen-Image-Edit-2509", "qwen-image-edit-2509", "Qwen/Qwen-Image-Edit-2509"),
         ("z-image-base", "z-image", "Tongyi-MAI/Z-Image"),
         ("Tongyi-MAI/Z-Image-Turbo", "z-image-turbo", "Tongyi-MAI/Z-Image-Turbo"),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "flux2-klein", "black-forest-labs/FLUX.2-klein-base-4B"),
         ("black-forest-labs/FLUX.2-klein-4B", "flux2-klein-distilled", "black-forest-labs/FLUX.2-klein-4B"),
         ("stabilityai/stable-diffusion-3.5-large", "sd3.5-large", "stabilityai/stable-diffusion-3.5-large"),
     ],
@@ -268,8 +269,9 @@ def test_a_model_is_known_by_its_other_names(asked, name, repository, capsys):
 def test_every_other_name_leads_to_a_model_and_hides_none():
     for record in all_backbones().values():
         assert set(record.aliases.values()) <= set(record.models) and not set(record.aliases) & set(models())
-    repositories = [r.lower() for record in all_backbones().values() for r in record.models.values() if r]
-    assert len(repositories) == len(set(repositories))
+        for name, repository in record.models.items():
+            assert canonical(name) == name and (not repository or record.models[canonical(repository)] == repository)
+    assert canonical("") == "" and canonical("no/Such-Model") == "no/Such-Model"
 
 
 def test_misspelt_settings_are_answered_with_the_nearest():

@@ -76,7 +76,9 @@ def _other_names() -> dict[str, str]:
     found: dict[str, str] = {}
     for backbone in all_backbones().values():
         found |= backbone.aliases
-        found |= {repository.lower(): name for name, repository in backbone.models.items() if repository}
+        for name, repository in backbone.models.items():
+            if repository:
+                found.setdefault(repository.lower(), name)  # of several with one repository the first is meant
     return found
 
 
