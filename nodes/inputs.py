@@ -68,7 +68,8 @@ def check_latent(model, samples, what: str = "the latent") -> None:
     name = record.title if record else name
     if getattr(samples, "is_nested", False) or samples.ndim not in (4, 5):
         raise ValueError(f"{what} is not of an image: connect an empty latent or an image encoded with {name}'s VAE")
-    if samples.ndim == 5 and wanted.latent_dimensions == 2:
+    still = record is not None and record.still and samples.shape[2] > 1
+    if samples.ndim == 5 and (still or wanted.latent_dimensions == 2):
         raise ValueError(
             f"{what} is of a video ({samples.shape[2]} frames), {name} makes images: connect an empty image latent, such as "
             "EmptySD3LatentImage, or an image encoded with its VAE"

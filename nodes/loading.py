@@ -55,7 +55,7 @@ def load_model(path: str, adapter_path: str | None, strength: float, dtype: str,
     backbone = checked_backbone(base)
     source = second_embedder_in(base, adapter, backbone)
     patcher, loaded, unpacked = build(base, adapter if source is adapter else None, backbone, dtype, disable_dynamic)
-    unused = unused_keys(patcher, base, loaded)
+    unused = unused_keys(patcher, base, loaded, backbone)
     details = [*described(base), "missing: none"]
     if base.beside:
         details.append(f"also in the file, not read: {base.beside} tensors of a VAE or text encoders")
@@ -257,12 +257,13 @@ def mismatch(file: ModelFile, backbone: Backbone, text: str) -> str:
     )
 
 
-def unused_keys(patcher, base: ModelFile, loaded: set[str]) -> list[str]:
+def unused_keys(patcher, base: ModelFile, loaded: set[str], backbone: Backbone) -> list[str]:
     """What the file has and the model does not use.  Raises WeightsError for weights that the model has and the file lacks,
     and for scales that nothing reads.
     """
     wanted = {key for key in patcher.model.diffusion_model.state_dict() if not key.endswith(".temp.weight")}  # ComfyUI-GGUF's
-    missing = sorted(key for key in wanted - loaded if key.endswith((".weight", ".bias")))
+    is_weight = lambda key: key.endswith((".weight", ".bias")) or backbone.layout.is_parameter(key)
+    missing = sorted(filter(is_weight, wanted - loaded))
     if missing:
         raise WeightsError(
             f"{base.name}: {len(missing)} of the model's weights are not in the file, so it is not complete. Fetch the file "

@@ -70,10 +70,11 @@ IN_PIXELS = {form.latent_channels: form for form in (Pixels, Squares)}
 
 def shapes_of(record: Backbone, state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[int, ...]]:
     """Of the weights behind the prefix, by diffusers' names.  What quantisation adds to them is left out."""
+    own = {key[len(prefix) :]: tensor for key, tensor in state_dict.items() if key.startswith(prefix) and tensor.ndim}
     shells = {
-        key[len(prefix) :]: torch.empty(tensor.shape, device="meta")
-        for key, tensor in state_dict.items()
-        if key.startswith(prefix) and tensor.ndim and ("." not in key[len(prefix) :] or key.endswith(WEIGHT_BIAS))
+        key: torch.empty(tensor.shape, device="meta")
+        for key, tensor in own.items()
+        if "." not in key or key.endswith(WEIGHT_BIAS) or record.layout.is_parameter(key)
     }
     return {key: tuple(shell.shape) for key, shell in record.layout.to_diffusers(shells).items()}
 

@@ -29,6 +29,14 @@ class Rule(NamedTuple):
     swapped: bool | Literal["last"] = False
 
 
+class Parameter(NamedTuple):
+    """A whole key in both layouts, with {n} and * as in rules.  rows: of a table that is flat in ComfyUI's."""
+
+    diffusers: str
+    native: str
+    rows: int = 0
+
+
 class Place(NamedTuple):
     """Where a diffusers module lies: the native module, which third of it (fused q, k, v) or None, halves exchanged or not."""
 
@@ -39,7 +47,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ, to native.
+    """native, diffusers: a key that only files in this layout have.  parameters: whole keys that differ.
 
     ranks: how many dimensions tensors have, under ComfyUI's names, whose leading 1 ggml's writers drop.
     older: ends of ComfyUI's names in older files, and what they are now.
@@ -48,7 +56,7 @@ class Layout:
     native: str
     diffusers: str
     rules: tuple[Rule, ...] = ()
-    parameters: tuple[tuple[str, str], ...] = ()
+    parameters: tuple[Parameter, ...] = ()
     ranks: tuple[tuple[str, int], ...] = ()
     older: tuple[tuple[str, str], ...] = ()
 
@@ -78,12 +86,13 @@ class Layout:
         out: dict[str, Tensor] = {}
         thirds: dict[str, dict[int, Tensor]] = {}
         tensors = self.current(tensors)
-        last, whole = last_block(tensors), dict(self.parameters)
+        last = last_block(tensors)
         for key, tensor in tensors.items():
             module, dot, end = key.rpartition(".")
-            to = self.place(module, last) if dot and key not in whole else None
+            name, parameter = self._whole(key, "diffusers", "native")
+            to = self.place(module, last) if dot and parameter is None else None
             if to is None:
-                out[whole.get(key, key)] = tensor
+                out[name] = tensor.flatten() if parameter and parameter.rows else tensor
             elif to.third is None:
                 out[f"{to.module}.{end}"] = exchanged(tensor) if to.swapped else tensor
             else:
@@ -101,16 +110,16 @@ class Layout:
         """The inverse of to_native: the tensors under diffusers' names; those that have them already stay as they are."""
         out: dict[str, Tensor] = {}
         tensors = self.current(tensors)
-        whole = {native: diffusers for diffusers, native in self.parameters}
         behind = self.names_behind(key.rpartition(".")[0] for key in tensors)
         lifted = dict(self.ranks)
-        lifted |= {diffusers: lifted[native] for diffusers, native in self.parameters if native in lifted}
+        lifted |= {self.in_diffusers(native): rank for native, rank in self.ranks}
         for key, tensor in tensors.items():
             module, _, end = key.rpartition(".")
             if key in lifted:
                 tensor = tensor.reshape(*[1] * (lifted[key] - tensor.ndim), *tensor.shape)
             if module not in behind:
-                out[whole.get(key, key)] = tensor
+                name, parameter = self._whole(key, "native", "diffusers")
+                out[name] = tensor.reshape(parameter.rows, -1) if parameter and parameter.rows else tensor
                 continue
             parts = tensor.chunk(3) if len(behind[module]) == 3 else (tensor,)
             for (name, place), part in zip(behind[module], parts, strict=True):
@@ -122,6 +131,23 @@ class Layout:
         inside = PREFIXES[0]
         whole = any(name.startswith(inside) for name in tensors)
         return self.to_diffusers({bare(name): t for name, t in tensors.items() if name.startswith(inside) or not whole})
+
+    def in_diffusers(self, native: str) -> str:
+        """The key that is whole in both."""
+        module, _, end = native.rpartition(".")
+        behind = self.names_behind([module]).get(module)
+        return f"{behind[0][0]}.{end}" if behind else self._whole(native, "native", "diffusers")[0]
+
+    def is_parameter(self, native: str) -> bool:
+        """Whether this key of ComfyUI's is one of `parameters`."""
+        return self._whole(native, "native", "diffusers")[1] is not None
+
+    def _whole(self, key: str, one: str, other: str) -> tuple[str, Parameter | None]:
+        """Its name in the other layout, and what says so; itself and None where nothing does."""
+        for parameter in self.parameters:
+            if match := _pattern(getattr(parameter, one)).fullmatch(key):
+                return _filled(getattr(parameter, other), match), parameter
+        return key, None
 
     def names_behind(self, native: Iterable[str]) -> dict[str, list[tuple[str, Place]]]:
         """The diffusers modules (one, or q, k, v) that make up each of these native modules, where their names differ."""

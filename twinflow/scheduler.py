@@ -26,7 +26,8 @@ class TwinFlowScheduler(SchedulerMixin, ConfigMixin):
 
     time: "two", where the transformer has a second time embedder, which has to be connected; "fold", where it is asked at
     t - r / 2.  noise_like: draws the fresh noise of a step, of a shape like its argument (default: noise that follows each
-    row's first noise, so that a pipeline's generator decides it all).  Raises ValueError for settings without a meaning here.
+    row's first noise, so that a pipeline's generator decides it all).  num_train_timesteps: what pipelines divide timesteps by,
+    always 1000.  Raises ValueError for settings without a meaning here.
     """
 
     __module__ = f"{__package__}.diffusers"  # where a saved pipeline finds it again
@@ -34,7 +35,9 @@ class TwinFlowScheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
 
     @register_to_config
-    def __init__(self, sampling: Sequence[dict[str, Any]] | None = None, time: str = "two"):
+    def __init__(self, sampling: Sequence[dict[str, Any]] | None = None, time: str = "two", num_train_timesteps: int = SCALE):
+        if num_train_timesteps != SCALE:
+            raise ValueError(f"num_train_timesteps is {num_train_timesteps}; expected {SCALE}")
         if time not in TIME_RULES:
             raise ValueError(f"time is {time!r}; expected one of {', '.join(TIME_RULES)}")
         self.sampling = tuple(map(Sampling.from_json, sampling)) if sampling else tuple(SAMPLING.values())

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainer.backbones import flux2_klein, openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
+from trainer.backbones import flux2_klein, krea2, openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
@@ -23,10 +23,12 @@ FAMILIES = {  # our backbone and the file of the goldens with its transformer's 
     "z-image": (z_image.BACKBONES["z-image"], "zimage"),
     "sd3.5": (sd3.BACKBONES["sd3.5"], "sd3"),
     "flux2-klein": (flux2_klein.BACKBONES["flux2-klein"], "flux2"),
+    "krea2": (krea2.BACKBONES["krea2"], "krea2"),
     "sana": (sana.BACKBONES["sana"], "sana"),
     "openuni": (openuni.BACKBONES["openuni"], "sana"),
 }
 families = pytest.mark.families  # (which): a test for those of whose backbone this holds, where it takes a family
+KREA_TAPS = 12  # layers of Qwen3-VL, one behind the other
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -57,8 +59,10 @@ def family(request):
 
 def made(backbone, config):
     cls = getattr(diffusers, backbone.transformer_class)
-    text = next(config[k] for k in ("joint_attention_dim", "cap_feat_dim", "caption_channels") if k in config)
-    channels = 16 if cls is diffusers.QwenImageTransformer2DModel else config["in_channels"]  # Qwen-Image packs them
+    widths = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
+    text = next(config[k] for k in widths if k in config) * (KREA_TAPS if backbone.name == "krea2" else 1)
+    packed = cls in (diffusers.QwenImageTransformer2DModel, diffusers.Krea2Transformer2DModel)
+    channels = 16 if packed else config["in_channels"]
 
     def plain(seed=0):
         with torch.random.fork_rng():
@@ -157,6 +161,11 @@ def text_parts(family):
     if name.startswith("flux2"):  # which reads the 9th, 18th and 27th layer
         small |= dict(num_hidden_layers=28, hidden_size=width // 3, vocab_size=300)
         return dict(text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small)), tokenizer=qwen_tokenizer())
+    if name == "krea2":
+        small |= dict(num_hidden_layers=36, hidden_size=width // KREA_TAPS, vocab_size=300, head_dim=128)
+        vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, deepstack_visual_indexes=[0])
+        config = transformers.Qwen3VLConfig(text_config=small, vision_config=vision | dict(out_hidden_size=width // KREA_TAPS))
+        return dict(text_encoder=transformers.Qwen3VLModel(config), tokenizer=qwen_tokenizer())
     if name == "z-image":
         encoder = transformers.Qwen3Model(transformers.Qwen3Config(hidden_size=width, vocab_size=300, **small))
         return dict(text_encoder=encoder, tokenizer=qwen_tokenizer())
@@ -174,7 +183,7 @@ def text_parts(family):
 
 def autoencoder(family):
     name = family.backbone.name
-    if name.startswith("qwen-image"):
+    if name.startswith("qwen-image") or name == "krea2":
         means, deviations = torch.linspace(-0.5, 0.5, 16).tolist(), torch.linspace(0.5, 2, 16).tolist()
         return diffusers.AutoencoderKLQwenImage(
             base_dim=8, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1, latents_mean=means, latents_std=deviations

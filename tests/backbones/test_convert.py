@@ -105,7 +105,7 @@ def test_a_fused_lora_goes_to_three_and_is_fused_again(family, tmp_path):
     thirds = [n for n, m in last.named_modules() if isinstance(m, torch.nn.Linear) and family.backbone.core.layout.place(n, 99)]
     thirds = [n for n in thirds if family.backbone.core.layout.place(n, 99).third is not None][:3]
     if not thirds:
-        assert family.backbone.core.name in ("qwen-image", "qwen-image-edit", "sana", "openuni")  # that fuse nothing
+        assert family.backbone.core.name in ("qwen-image", "qwen-image-edit", "krea2", "sana", "openuni")  # that fuse nothing
         return
     width = last.get_submodule(thirds[0]).weight.shape
     down = torch.randn(2, width[1])
@@ -161,6 +161,8 @@ def test_names_of_modules_are_told_without_a_model(family):
     names = [
         n for n, m in model.named_modules() if isinstance(getattr(m, "weight", None), torch.Tensor) and second not in f"{n}."
     ]
+    if core.name == "krea2":  # whose norms are no modules with a weight in ComfyUI, so no LoRA has them
+        names = [n for n in names if "norm" not in n]
     native = {key.rpartition(".")[0] for key in family.backbone.to_file({f"{n}.weight": torch.zeros(6, 6) for n in names})}
     for name in [*names, *native]:
         assert name in known and name.replace(".", "_") in known, name

@@ -97,7 +97,7 @@ def as_pipeline(family, x):
     """Latents (B, C, h, w) as the pipeline's scheduler has them."""
     if family.backbone.name == "flux2-klein":
         return family.whole.pipeline._pack_latents(x)
-    if not family.backbone.name.startswith("qwen"):
+    if not family.backbone.name.startswith(("qwen", "krea2")):
         return x
     return family.whole.pipeline._pack_latents(x.contiguous(), len(x), *x.shape[1:])
 

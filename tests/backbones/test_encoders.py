@@ -33,6 +33,9 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
         elif name == "flux2-klein":
             embeds, _ = pipe.encode_prompt(PROMPTS)
             assert embeds.shape[1] == 512
+        elif name == "krea2":
+            embeds, mask = pipe.encode_prompt(PROMPTS)
+            embeds = embeds.flatten(2)
         elif name == "sd3.5":
             embeds, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
             assert embeds.shape[1] == 77 + 256
@@ -43,7 +46,7 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
             embeds, mask = torch.cat([embeds, nothing[:1]]), torch.cat([mask, nothing_mask[:1]])
     for i, prompt in enumerate(encoded):
         row = embeds[i]
-        if name in ("qwen-image", "qwen-image-edit", "sana") and mask is not None:
+        if name in ("qwen-image", "qwen-image-edit", "krea2", "sana") and mask is not None:
             row = row[mask[i].bool()]
         elif name == "z-image":
             row = rows[i]
@@ -102,7 +105,7 @@ def test_a_batch_of_prompts_goes_through_the_transformer(family, whole, encoded)
 def reference_latents(pipe, name, x):
     vae = pipe.vae
     with torch.no_grad():
-        if name.startswith("qwen-image"):
+        if name.startswith("qwen-image") or name == "krea2":
             z = vae.encode(x.unsqueeze(2)).latent_dist.mode()
             mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
             return ((z - mean) / std)[:, :, 0]
@@ -137,7 +140,7 @@ def test_decoding_is_the_pipeline_s(family, whole):
     options = dict(prompt="a cat", height=side, width=side, num_inference_steps=1)
     options |= dict(guidance_scale=1.0) if name in ("sd3.5", "sana", "flux2-klein") else {}
     options |= dict(use_resolution_binning=False) if name == "sana" else {}
-    options |= dict(guidance_scale=0.0) if name == "z-image" else {}
+    options |= dict(guidance_scale=0.0) if name in ("z-image", "krea2") else {}
 
     def run(output):
         return pipe(**options, generator=torch.Generator().manual_seed(0), output_type=output).images
@@ -145,6 +148,8 @@ def test_decoding_is_the_pipeline_s(family, whole):
     latents, wanted = run("latent"), run("pt")
     if name == "qwen-image":
         latents = pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor)[:, :, 0]
+    if name == "krea2":
+        latents = pipe._unpack_latents(latents, side, side)[:, :, 0]
     if name == "flux2-klein":
         latents = whole_latents(pipe, latents)
     picture = family.backbone.image_codec(str(whole.folder)).decode(latents)

@@ -67,7 +67,7 @@ def test_names(family, tmp_path):
     names = read_header(path).tensors
     assert read_header(path).metadata["twinflow.time"] == "two" and not [name for name in names if "alpha" in name]
     lora = {name for name in names if ".lora_" in name}
-    prefix = "transformer." if backbone.name in ("sd3.5", "flux2-klein", "sana", "openuni") else "diffusion_model."
+    prefix = "transformer." if backbone.name in ("sd3.5", "flux2-klein", "krea2", "sana", "openuni") else "diffusion_model."
     assert lora == {f"{prefix}{m}.lora_{h}.weight" for m in backbone.lora_targets(family.plain(), "attention") for h in "AB"}
     second = {name.removeprefix("diffusion_model.") for name in names.keys() - lora}
     if backbone.core.layout.rules or backbone.core.name.startswith("qwen"):

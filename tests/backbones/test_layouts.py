@@ -53,6 +53,12 @@ def test_native_names_and_order(family, tensors):
         scale, shift = tensors["norm_out.linear.weight"].chunk(2)
         assert torch.equal(native["final_layer.adaLN_modulation.1.weight"], torch.cat([shift, scale]))
         assert not [name for name in native if "transformer" in name or "linear_" in name]
+    if family.backbone.name == "krea2":
+        table = tensors["transformer_blocks.1.scale_shift_table"]
+        assert torch.equal(native["blocks.1.mod.lin"], table.flatten()) and native["last.modulation.lin"].shape == (2, 32)
+        norms = {name for name in native if "norm" in name}
+        assert len(norms) == 4 * (2 + 4) + 1 and all(name.endswith("norm.scale") for name in norms)
+        assert not [name for name in native if "transformer" in name or "linear_" in name or "embed" in name]
     if family.backbone.name == "sd3.5":
         last = blocks({k: () for k in native}, "joint_blocks.{}.x_block.attn.qkv.weight") - 1
         for theirs, ours in (

@@ -13,7 +13,7 @@ from trainer import TrainerError
 from trainer.backbones import encoder_sources
 from trainer.cli import main
 
-from .conftest import families
+from .conftest import KREA_TAPS, families
 from .forms import written
 
 PROMPTS = ["a cat", "a much longer prompt about a dog in the rain", ""]
@@ -36,6 +36,17 @@ def qwen25_vl():
 def qwen3(cls=transformers.Qwen3Model, layers=3, width=64):
     small = dict(intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, head_dim=128)
     return cls(transformers.Qwen3Config(hidden_size=width, vocab_size=300, rope_theta=1e6, **small))
+
+
+def qwen3_vl(width):
+    text = dict(
+        hidden_size=width, intermediate_size=32, num_hidden_layers=36, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=128, vocab_size=300, rope_theta=5e6, max_position_embeddings=262_144,
+        rope_scaling={"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    )  # fmt: skip
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=width)
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision | dict(deepstack_visual_indexes=[0]))
+    return transformers.Qwen3VLModel(config)
 
 
 def clip(layers, activation, pooled):
@@ -66,6 +77,11 @@ def encoders_of(family):
     if name == "flux2-klein":
         model = qwen3(transformers.Qwen3ForCausalLM, layers=28, width=family.text // 3)
         return {"text_encoder": (model, dict(model.state_dict()))}
+    if name == "krea2":
+        model = qwen3_vl(family.text // KREA_TAPS)
+        shown = {f"model.visual.{key}": t for key, t in model.visual.state_dict().items()}
+        model.visual = None
+        return {"text_encoder": (model, {f"model.{key}": t for key, t in model.state_dict().items()} | shown)}
     small, large, long = clip(2, "quick_gelu", 64), clip(31, "gelu", 48), t5()
     small.text_projection.weight.data = torch.eye(64)  # which its file leaves out
     files = [dict(model.state_dict()) for model in (small, large, long)]
@@ -77,7 +93,7 @@ def encoders_of(family):
 
 def vae_of(family):
     """The autoencoder, with the names and tensors of ComfyUI's file."""
-    if family.backbone.name.startswith("qwen-image"):
+    if family.backbone.name.startswith("qwen-image") or family.backbone.name == "krea2":
         vae = diffusers.AutoencoderKLQwenImage(base_dim=8)
         return vae, {wan_name(key): t for key, t in vae.state_dict().items()}
     if family.backbone.name == "flux2-klein":

@@ -200,7 +200,7 @@ def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
     refused(
         run,
-        "sd1.safetensors: is another model. Choose .* of FLUX.2 klein, Qwen-Image, SD3.5 or Z-Image.*input_blocks.0.weight",
+        "sd1.safetensors: is another model. Choose .* of FLUX.2 klein, Krea 2, Qwen-Image, SD3.5 or Z-Image.*input_blocks.0",
         model_name="sd1.safetensors",
     )
 
@@ -240,7 +240,7 @@ def test_an_embedder_of_another_width_is_refused(golden, models, run, comfy):
 
 
 def test_a_file_of_another_size_is_refused_in_a_sentence(golden, models, run):
-    ends = "mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight", "ff_context.linear_in.weight"
+    ends = "mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight", "ff_context.linear_in.weight", "ff.down.weight"
     key = next(k for k in golden.weights if k.endswith(ends))
     tensors = golden.weights | {key: torch.zeros(48, 80)}
     refused(run, "have other sizes than", model_name=golden.write(models, tensors, name="odd"))

@@ -50,6 +50,17 @@ MODULES = {
         "norm_out.linear",
         "text_embedder.linear_2",
     ),
+    "krea2": (
+        "attn.to_q",
+        "attn.to_gate",
+        "attn.to_out.0",
+        "ff.gate",
+        "ff.down",
+        "time_embed.linear_1",
+        "time_mod_proj",
+        "txt_in.linear_2",
+        "final_layer.linear",
+    ),
     "flux2": (
         "attn.to_q",
         "attn.add_v_proj",
@@ -135,7 +146,7 @@ def test_layout_is_applied_whole(golden, base, comfy, run, layout):
 
 def test_native_names(golden, base, comfy, run):
     weights = native(golden, comfy, {k: v.float() for k, v in golden.plain.items()})
-    parts = {k: v for k, v in tiny.lora(weights, ("qkv", "to_q", "out", "fc1", "w1")).items()}
+    parts = {k: v for k, v in tiny.lora(weights, ("qkv", "to_q", "wq", "out", "fc1", "w1", "mlp.up")).items()}
     model, report = run("TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, "diffusion_model"))
     assert f"applied: {len(parts)}, dropped: 0" in report
 

@@ -41,8 +41,8 @@ def test_model_save_keeps_what_the_file_says(comfy, goldens, run, name, loader):
     tiny.need_backbone(name, comfy.version)
     need_metadata(loader)
     golden = tiny.read(goldens, name)
-    # core misreads a small SD3.5 in diffusers' names, and FLUX.2
-    weights = tiny.native(golden, comfy) if name in ("sd3", "flux2") else golden.weights
+    # core misreads a small SD3.5 in diffusers' names, and others
+    weights = tiny.native(golden, comfy) if name in ("sd3", "flux2", "krea2") else golden.weights
     file = golden.write(comfy.models / "diffusion_models", weights, name="with_metadata", metadata=METADATA)
     inputs = dict(model_name=file) if loader == "TwinFlowModelLoader" else dict(unet_name=file, weight_dtype="default")
     model = run(loader, **inputs)[0]

@@ -67,7 +67,7 @@ def test_times_are_exact_in_bfloat16(golden, load, forward, monkeypatch):
     t, r = 0.9990234, 0.3010234  # bfloat16 has 0.9961 or 1, and 0.3008 or 0.3027
     forward(model, [t], [r])
     wanted = {"qwen": [r, t], "sd3": [1000 * r, 1000 * t], "zimage": [1000 * (t - r), 1000 * (1 - t)]}
-    wanted = (wanted | {"flux2": wanted["sd3"]})[golden.name]
+    wanted = (wanted | dict.fromkeys(("flux2", "krea2"), wanted["sd3"]))[golden.name]
     assert [time.item() for time in seen] == pytest.approx(wanted, rel=1e-6 if golden.name != "zimage" else 1e-4)
     assert all(time.dtype in (torch.float32, torch.float64) for time in seen)
 
@@ -107,7 +107,7 @@ def test_reference_images_take_no_target_time(golden, load, forward, monkeypatch
     model = load()
     embedder = model.diffusion_model.backbone.native_time.of(model.diffusion_model)
     argument = torch.tensor([0.8, 0.0]) if embedder.entry.rows == "first" else torch.tensor([0.0, 0.8])
-    more = {"qwen": (torch.zeros(2, 4),), "flux2": ()}.get(golden.name, (torch.float32,))
+    more = {"qwen": (torch.zeros(2, 4),), "flux2": (), "krea2": ()}.get(golden.name, (torch.float32,))
     time = argument * 1000 if embedder.entry.sinusoid is None else embedder.entry.sinusoid(argument * 1000)
     with torch.no_grad():
         stock = embedder(time, *more)
@@ -115,3 +115,26 @@ def test_reference_images_take_no_target_time(golden, load, forward, monkeypatch
     sample, reference = (0, 1) if embedder.entry.rows == "first" else (1, 0)
     assert torch.equal(both[reference], stock[reference])
     assert not torch.equal(both[sample], stock[sample])
+
+
+def test_krea_s_second_call_is_of_the_references(comfy, goldens, run, monkeypatch):
+    """index_timestep_zero: core asks the embedder again, at 0, for the reference images' tokens."""
+    tiny.need_backbone("krea2", comfy.version)
+    golden = tiny.read(goldens, "krea2")
+    file = golden.write(comfy.models / "diffusion_models", golden.weights, name="references")
+    network = run("TwinFlowModelLoader", model_name=file, weight_dtype="float32")[0].model.diffusion_model
+    x, t = golden.tensors["x"], torch.tensor([0.8, 0.6])
+    given = dict(context=golden.tensors["c0"], ref_latents=[x[:1] * 0.3], ref_latents_method="index_timestep_zero")
+    embedder, heard = network.backbone.native_time.of(network), []
+    embedder.register_forward_hook(lambda _, args, out: heard.append(out))
+
+    @torch.no_grad()
+    def velocity(r):
+        ask = lambda: network._forward.__wrapped__(network, x, t, **given)
+        heard.clear()
+        return ask() if r is None else embedder.at(t, torch.tensor(r), ask)
+
+    stock = velocity(None)
+    _, zero = heard
+    assert torch.equal(velocity([0.8, 0.6]), stock)
+    assert not torch.allclose(velocity([0.0, 0.1]), stock, rtol=1e-2) and torch.equal(heard[1], zero)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5", "flux2": "FLUX.2 klein"}
-NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33)}  # ComfyUI's version
-SECOND = ("time_text_embed_2.", "t_embedder_2.", "time_guidance_embed_2.", "time_in_2.")
+NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5", "flux2": "FLUX.2 klein", "krea2": "Krea 2"}
+NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33), "krea2": (0, 33)}  # ComfyUI's version
+SECOND = ("time_text_embed_2.", "t_embedder_2.", "time_guidance_embed_2.", "time_in_2.", "time_embed_2.", "tmlp_2.")
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Golden:
     def latents(self, rows: int) -> tuple[int, ...]:
         """The shape of ComfyUI's latents of the golden's size."""
         channels, *size = self.tensors["x"].shape[1:]
-        return rows, channels, *([1] if self.name == "qwen" else []), *size
+        return rows, channels, *([1] if self.name in ("qwen", "krea2") else []), *size
 
     def conditioning(self, rows: slice = slice(0, 1)):
         """The goldens' prompts of these rows."""

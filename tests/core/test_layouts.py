@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinflow.layouts import PREFIXES, Layout, Place, Rule, bare, blocks, exchanged, fused, last_block
+from twinflow.layouts import PREFIXES, Layout, Parameter, Place, Rule, bare, blocks, exchanged, fused, last_block
 
 LAYOUT = Layout(
     native="b.0.qkv.weight",
@@ -14,7 +14,11 @@ LAYOUT = Layout(
         Rule("final.*", "out.*"),
         Rule("scale", "s", swapped=True),
     ),
-    parameters=(("table", "t"),),
+    parameters=(
+        Parameter("table", "t"),
+        Parameter("blocks.{n}.rows", "b.{n}.r", rows=2),
+        Parameter("*.inner.weight", "*.i.scale"),
+    ),
 )
 
 
@@ -24,7 +28,9 @@ def tensors():
         f"blocks.{n}.{m}.{end}" for n in (0, 2, 10) for m in ("to_q", "to_k", "to_v", "norm") for end in ("weight", "bias")
     ]
     names += ["final.a.b.weight", "scale.weight", "other.weight"]
-    return {name: torch.randn(4, 3, generator=g) for name in names} | {"table": torch.randn(4, generator=g)}
+    names += ["blocks.2.rows", "blocks.10.more.inner.weight"]
+    tensors = {name: torch.randn(4, 3, generator=g) for name in names} | {"table": torch.randn(4, generator=g)}
+    return tensors | {"blocks.2.rows": torch.randn(2, 5, generator=g)}
 
 
 def test_whole_files_go_both_ways_bit_for_bit():
@@ -33,8 +39,9 @@ def test_whole_files_go_both_ways_bit_for_bit():
     assert set(back) == set(tensors()) and all(torch.equal(back[k], v) for k, v in tensors().items())
     assert set(there) == {
         *(f"b.{n}.{m}.{end}" for n in (0, 2, 10) for m in ("qkv", "n") for end in ("weight", "bias")),
-        *("out.a.b.weight", "s.weight", "other.weight", "t"),
+        *("out.a.b.weight", "s.weight", "other.weight", "t", "b.2.r", "blocks.10.more.i.scale"),
     }
+    assert torch.equal(there["b.2.r"], tensors()["blocks.2.rows"].flatten())
 
 
 def test_thirds_are_q_k_v_and_halves_are_exchanged_where_stated():

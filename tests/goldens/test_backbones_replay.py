@@ -1,4 +1,4 @@
-"""The released forwards and samples of four backbones, and FLUX.2's (see record_flux2.py), from diffusers' own classes."""
+"""The released forwards and samples of four backbones, and two more's (see by_hand.py), from diffusers' own classes."""
 
 import importlib
 import json
@@ -26,6 +26,7 @@ BACKBONES = {  # file of the goldens: class, our module, name of the second embe
     "sd3": ("SD3Transformer2DModel", "sd3", "sd3.5"),
     "sana": ("SanaTransformer2DModel", "sana", "sana"),
     "flux2": ("Flux2Transformer2DModel", "flux2_klein", "flux2-klein"),
+    "krea2": ("Krea2Transformer2DModel", "krea2", "krea2"),
 }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer import TrainerError
 from trainer.backbones import backbone, trainable
+from trainer.backbones.sources import with_exact
 from trainer.cli import main
 from trainer.config import resolve
 from trainer.plan import memory, table
@@ -28,7 +29,7 @@ PUBLISHED = [name for name in trainable() if name not in ("digits", "emoji")]
 def real(tiny, wanted):
     """The trainee of a real model in the dtype of the settings."""
     torch.manual_seed(0)
-    return Trainee(tiny, tiny.skeleton().to(wanted.torch_dtype), wanted)
+    return Trainee(tiny, with_exact(tiny.skeleton().to(wanted.torch_dtype)), wanted)
 
 
 def nbytes(tensors):
@@ -45,6 +46,8 @@ def nbytes(tensors):
         ("flux2-klein", 3.88, 7.2),
         ("flux2-klein-distilled", 3.88, 7.2),
         ("flux2-klein-edit", 3.88, 7.2),
+        ("krea2", 12.82, 23.9),
+        ("krea2-turbo", 12.82, 23.9),
         ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),
@@ -97,7 +100,8 @@ def test_a_real_step_allocates_as_planned(name, change):
     copy = getattr(trainee.base(), "values", {}) if wanted.guidance.guide == "base" else {}
     side = PIXELS // tiny.factor
     x, t, dtype = torch.randn(2, tiny.size.channels, side, side), torch.tensor([0.7, 0.3]), wanted.torch_dtype
-    width = next(getattr(trainee.network.model.config, k) for k in WIDTHS if hasattr(trainee.network.model.config, k))
+    config = trainee.network.model.config
+    width = next(config[k] for k in WIDTHS if k in config) * config.get("num_text_layers", 1)
     embeds = torch.randn(2, 20, width, dtype=dtype)
     second = torch.ones(2, 20, dtype=torch.bool) if not name.startswith("sd3") else torch.randn(2, 40, dtype=dtype)
     trainee.network(x, t, t / 2, (embeds, second)).float().square().mean().backward()
@@ -118,7 +122,7 @@ def test_a_real_step_allocates_as_planned(name, change):
         assert planned.items.get(item, 0) == pytest.approx(real_bytes, rel=0.05), item
 
 
-WIDTHS = ("joint_attention_dim", "cap_feat_dim", "caption_channels")
+WIDTHS = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -22,6 +22,11 @@ CONFIGS = {
         num_layers=2, num_single_layers=2, num_attention_heads=2, attention_head_dim=32, joint_attention_dim=48,
         axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
     ),
+    "krea2": dict(
+        num_layers=3, num_attention_heads=2, num_key_value_heads=1, attention_head_dim=32, intermediate_size=128,
+        text_hidden_dim=32, text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=128,
+        num_text_layers=4, axes_dims_rope=(8, 12, 12),
+    ),
     "sana": dict(
         num_layers=3, num_attention_heads=2, attention_head_dim=32, num_cross_attention_heads=2, cross_attention_head_dim=32,
         cross_attention_dim=64, caption_channels=48, sample_size=4,

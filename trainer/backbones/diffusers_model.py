@@ -278,7 +278,7 @@ class DiffusersBackbone:
         return self.channels(model), size[0] // self.factor, size[1] // self.factor
 
     def skeleton(self) -> nn.Module:
-        return getattr(diffusers, self.transformer_class)(**self.size.config)
+        return sources.with_exact(getattr(diffusers, self.transformer_class)(**self.size.config))
 
     def codec_skeleton(self) -> ImageCodec:
         """The published autoencoder without weights, for the plan; on the device and in the dtype that are the default here."""

@@ -46,6 +46,10 @@ KINDS = {  # the first that fits
         "the text encoder Qwen2.5-VL",
         ("model.layers.0.self_attn.k_proj.bias", "model.language_model.layers.0.self_attn.k_proj.bias"),
     ),
+    "qwen3-vl": Kind(
+        "the text encoder Qwen3-VL",
+        ("model.language_model.layers.0.self_attn.q_norm.weight", "language_model.layers.0.self_attn.q_norm.weight"),
+    ),
     "qwen3": Kind(
         "the text encoder Qwen3",
         ("model.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"),
@@ -159,11 +163,34 @@ def qwen25_vl(file: WeightsFile, dtype: torch.dtype, sees: bool) -> nn.Module:
 
 
 def qwen3(file: WeightsFile, dtype: torch.dtype) -> nn.Module:
-    shapes = file.shapes
-    under = "model." if "model.embed_tokens.weight" in shapes else ""
+    under = "model." if "model.embed_tokens.weight" in file.shapes else ""
+    sizes = qwen3_sizes(file.shapes, under) | dict(max_position_embeddings=40_960, rope_theta=1e6)
+    config = transformers.Qwen3Config(**sizes)
+    with init_empty_weights():
+        model = transformers.Qwen3Model(config)
+    return filled(model, file, lambda name: [under + name], dtype)
+
+
+def qwen3_vl(file: WeightsFile, dtype: torch.dtype) -> nn.Module:
+    """Without its part for images: nothing here shows it one."""
+    under = "model." if "model.language_model.embed_tokens.weight" in file.shapes else ""
+    text = qwen3_sizes(file.shapes, f"{under}language_model.") | dict(
+        max_position_embeddings=262_144,
+        rope_theta=5e6,
+        rope_scaling={"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    )
+    vision = dict(depth=1, hidden_size=16, intermediate_size=1, num_heads=1, deepstack_visual_indexes=[0])
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
+    with init_empty_weights():
+        model: Any = transformers.Qwen3VLModel(config)
+    model.visual = None
+    return filled(model, file, lambda name: [under + name], dtype)
+
+
+def qwen3_sizes(shapes: Shapes, under: str) -> dict[str, Any]:
     first = f"{under}layers.0."
     head = shapes[f"{first}self_attn.q_norm.weight"][0]
-    config = transformers.Qwen3Config(
+    return dict(
         vocab_size=shapes[f"{under}embed_tokens.weight"][0],
         hidden_size=shapes[f"{under}embed_tokens.weight"][1],
         intermediate_size=shapes[f"{first}mlp.gate_proj.weight"][0],
@@ -171,13 +198,8 @@ def qwen3(file: WeightsFile, dtype: torch.dtype) -> nn.Module:
         num_attention_heads=shapes[f"{first}self_attn.q_proj.weight"][0] // head,
         num_key_value_heads=shapes[f"{first}self_attn.k_proj.weight"][0] // head,
         head_dim=head,
-        max_position_embeddings=40_960,
         rms_norm_eps=1e-6,
-        rope_theta=1e6,  # pyright: ignore[reportCallIssue]  every version takes it
     )
-    with init_empty_weights():
-        model = transformers.Qwen3Model(config)
-    return filled(model, file, lambda name: [under + name], dtype)
 
 
 def clip(file: WeightsFile, dtype: torch.dtype, activation: str) -> nn.Module:
@@ -287,6 +309,7 @@ def build(kind: str, path: Path, dtype: torch.dtype, *, sees: bool = False, vae:
         "clip-l": lambda: clip(file, dtype, "quick_gelu"),
         "t5": lambda: t5(file, dtype),
         "qwen2.5-vl": lambda: qwen25_vl(file, dtype, sees),
+        "qwen3-vl": lambda: qwen3_vl(file, dtype),
         "qwen3": lambda: qwen3(file, dtype),
         "qwen-vae": lambda: qwen_vae(file, dtype, vae),
         "kl-squares": lambda: kl(file, dtype, vae),

@@ -199,6 +199,7 @@ def build(
 ) -> nn.Module:
     """The transformer with exactly these tensors (diffusers' names), in dtype (None: as they are, float8 as bfloat16).
 
+    What its class keeps in float32 is so.
     second: of a TwinFlow model, whose second time embedder is among them.  Raises TrainerError for a tensor that is missing,
     of another shape or too many.
     """
@@ -216,20 +217,35 @@ def build(
             )
         raise TrainerError(f"{source}: holds {unknown[0]!r} ({len(unknown)} such), {what}")
 
+    own_dtype = lambda name: torch.float32 if is_exact(cls, name) else dtype
+
     def ready(name: str) -> Tensor:
         found: Any = tensors[name]
         found = found.make() if isinstance(found, Deferred) else found
         if not is_finite(found):
             raise TrainerError(f"{source}: {name!r} holds values that are not numbers: it is damaged, fetch it again")
-        return cast(found, dtype)
+        return cast(found, own_dtype(name))
 
     waiting = dict(model.named_parameters()) if _mode.get() == "late" else {}
     for name, p in waiting.items():
-        outline = cast(torch.empty_like(p, dtype=tensors[name].dtype), dtype)
+        outline = cast(torch.empty_like(p, dtype=tensors[name].dtype), own_dtype(name))
         deferred.wait(p, Deferred(outline, lambda name=name: ready(name)))
     own = {name: ready(name) for name in tensors if name not in waiting}
     model.load_state_dict(own, strict=not waiting, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def is_exact(cls: Any, name: str) -> bool:
+    """Whether the class keeps a parameter of this name in float32."""
+    return not {*name.split(".")}.isdisjoint(cls._keep_in_fp32_modules or ())
+
+
+def with_exact(model: Any) -> Any:
+    """The model, in which what its class keeps in float32 is so."""
+    for name, p in model.named_parameters():
+        if is_exact(type(model), name):
+            p.data = p.data.float()
+    return model
 
 
 def is_finite(tensor: Tensor) -> bool:

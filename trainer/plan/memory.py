@@ -25,7 +25,7 @@ from . import activations, encoding
 
 GIB = 2**30
 PROGRAMS = 3 * GIB  # Python, PyTorch and the driver in host memory, roughly
-WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels"  # what the classes call the width of a token's embedding
+WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim"  # what the classes call the width of a token's embedding
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 # bytes of a weight; nf4 with its scales, which are quantised, too
 STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -167,8 +167,9 @@ def image_size(backbone: Backbone, settings: Settings) -> int:
 
 
 def text_width(model: nn.Module) -> int:
-    """Of a token's embedding."""
-    return max((vars(model).get("_internal_dict", {}).get(name) or 0) for name in WIDTHS)
+    """Of a token's embedding; Krea 2's is of several layers of the text encoder."""
+    config = vars(model).get("_internal_dict", {})
+    return max(config.get(name) or 0 for name in WIDTHS) * config.get("num_text_layers", 1)
 
 
 @cache

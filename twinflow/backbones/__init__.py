@@ -35,6 +35,7 @@ class Backbone:
     stock LoRA loader takes; unnamed: those of the modules that it takes by ComfyUI's own names alone.
     gguf: what ComfyUI-GGUF calls the model; "" where ComfyUI has none.
     signed_time: of the released weights, whose files name nothing (see Provenance).
+    still: it takes one frame alone, though its latents have a time axis in ComfyUI.
     pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
 
@@ -55,6 +56,7 @@ class Backbone:
     unnamed: str = ""
     signed_time: bool = True
     gguf: str = ""
+    still: bool = False
     pipelines: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
 

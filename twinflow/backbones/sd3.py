@@ -2,7 +2,7 @@
 
 import math
 
-from ..layouts import Layout, Rule, blocks, fused
+from ..layouts import Layout, Parameter, Rule, blocks, fused
 from ..time_embedding import SecondEmbedder
 from . import Backbone, Shapes, keys
 
@@ -72,7 +72,7 @@ BACKBONE = Backbone(
         native="joint_blocks.0.x_block.attn.qkv.weight",
         diffusers="pos_embed.proj.weight",
         rules=RULES,
-        parameters=(("pos_embed.pos_embed", "pos_embed"),),
+        parameters=(Parameter("pos_embed.pos_embed", "pos_embed"),),
         ranks=(("pos_embed", 3),),
     ),
     widths=widths,
