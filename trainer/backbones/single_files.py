@@ -164,7 +164,7 @@ def qwen25_vl(file: WeightsFile, dtype: torch.dtype, sees: bool) -> nn.Module:
 
 def qwen3(file: WeightsFile, dtype: torch.dtype) -> nn.Module:
     under = "model." if "model.embed_tokens.weight" in file.shapes else ""
-    sizes = qwen3_sizes(file.shapes, under) | dict(max_position_embeddings=40_960, rope_theta=1e6)
+    sizes: dict[str, Any] = qwen3_sizes(file.shapes, under) | dict(max_position_embeddings=40_960, rope_theta=1e6)
     config = transformers.Qwen3Config(**sizes)
     with init_empty_weights():
         model = transformers.Qwen3Model(config)

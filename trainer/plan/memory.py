@@ -25,7 +25,7 @@ from . import activations, encoding
 
 GIB = 2**30
 PROGRAMS = 3 * GIB  # Python, PyTorch and the driver in host memory, roughly
-WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim"  # what the classes call the width of a token's embedding
+WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim"  # of a token's embedding, in the classes
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 # bytes of a weight; nf4 with its scales, which are quantised, too
 STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
