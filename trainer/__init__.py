@@ -2,6 +2,8 @@
 
 import logging
 
+from twinflow.plain_json import one_line
+
 # On import these warn of kernels for GPUs that are not here, and of packages that nothing here needs.
 for _name in (
     "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer", "bitsandbytes",
@@ -13,10 +15,14 @@ for _name in (
 class TrainerError(Exception):
     """Bad input: one line that names the value, what was expected and what to do; or several, each an argument.
 
-    The entry points exit with 2.
+    The entry points exit with 2.  Each is cut in its middle where it is long, and holds no line break and nothing that a
+    terminal obeys, whatever name or value it quotes.
     """
 
     code = 2
+
+    def __init__(self, *faults: object):
+        super().__init__(*(one_line(str(fault)) for fault in faults))
 
     def __str__(self) -> str:
         return "\nerror: ".join(map(str, self.args))

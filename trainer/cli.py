@@ -12,7 +12,7 @@ import yaml
 
 from twinflow.backbones import canonical, models
 
-from . import TrainerError, console, hints
+from . import TrainerError, console, hints, plain_yaml
 from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -104,7 +104,7 @@ def asked_model(argv: list[str]) -> str:
     """The model whose defaults --help shows: the one that is named, itself or by one of our files; "" where none is."""
     config = following("--config", argv)
     own = CONFIGS / f"{config}.yaml"
-    listed = yaml.safe_load(own.read_text("utf-8"))["model"] if config and own.exists() else ""
+    listed = plain_yaml.loads(own.read_text("utf-8"))["model"] if config and own.exists() else ""
     model = following("--model", argv) or listed
     return canonical(model) if canonical(model) in models() else ""
 
@@ -200,7 +200,7 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
     """Settings from a YAML (or JSON) file, or from one of ours by name.  Raises TrainerError."""
     own = CONFIGS / f"{path}.yaml"
     try:
-        values = yaml.safe_load((own if own.exists() and not Path(path).exists() else Path(path)).read_text("utf-8"))
+        values = plain_yaml.loads((own if own.exists() and not Path(path).exists() else Path(path)).read_text("utf-8"))
     except OSError as error:
         names = [file.stem for file in CONFIGS.glob("*.yaml")]
         near = difflib.get_close_matches(path, names, 3, 0.8)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from twinflow.backbones import all_backbones, canonical, models
 from twinflow.objective import Objective
+from twinflow.plain_json import loads
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import ROLES, share_out
 
@@ -560,7 +561,7 @@ def read_settings(folder: Path, notify: Callable[[str], None] = lambda line: Non
     """
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = loads(path.read_text("utf-8"))
         values.pop(INIT, None)
         played = {role for role, weight in values.get("roles", {}).items() if weight}
         if "difference" in values and (values["reach"] < 1 or not {"one_step", "fake"} <= played):

@@ -1,9 +1,10 @@
 """A LoRA's alpha where no tensor names it: the settings of diffusers and PEFT in a file's metadata."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from .plain_json import loads
 
 
 class Alphas:
@@ -35,6 +36,6 @@ class Alphas:
 def _parsed(value: Any) -> Any:
     """What a text says in JSON; anything else as it is."""
     try:
-        return json.loads(value)
+        return loads(value)
     except (TypeError, ValueError):
         return value

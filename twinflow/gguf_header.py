@@ -52,7 +52,7 @@ class Gguf:
 
 class Cursor:
     def __init__(self, file: BinaryIO):
-        self.file = file
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
 
     def number(self, form: str) -> Any:
         size = struct.calcsize("<" + form)
@@ -63,8 +63,8 @@ class Cursor:
 
     def text(self) -> str:
         length = self.number("Q")
-        if length > 1 << 28:
-            raise ValueError(f"a text of {length} bytes")
+        if length > self.size - self.file.tell():
+            raise ValueError("it ends within its header")
         read = self.file.read(length)
         if len(read) < length:
             raise ValueError("it ends within its header")
@@ -75,6 +75,8 @@ class Cursor:
             return self.text()
         if kind == LIST:
             inner, count = self.number("I"), self.number("Q")
+            if inner == LIST:
+                raise ValueError("a list of lists")
             return [self.value(inner) for _ in range(count)]
         return self.number(NUMBERS[kind])
 

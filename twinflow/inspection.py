@@ -3,7 +3,6 @@
 What ComfyUI's own loaders do is that of its newest version here (tests/comfyui/test_node_inspect.py compares the two).
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from .backbones import Backbone, Modules, all_backbones, find, is_second_embedde
 from .gguf_header import read_gguf
 from .known_files import recognise
 from .layouts import PREFIXES, bare
+from .plain_json import loads
 from .quantised import COMPANIONS, METADATA, OLD_MARK, foreign_format
 from .weights import Provenance, WeightsError, read_header, shards
 
@@ -109,7 +109,7 @@ def listed(folder: Path) -> list[Path]:
     """The weights of a diffusers folder.  Raises WeightsError."""
     if (folder / INDEX).is_file():
         try:
-            return [folder / name for name in sorted({*json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()})]
+            return [folder / name for name in sorted({*loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()})]
         except (ValueError, KeyError, AttributeError):
             raise WeightsError(f"{folder / INDEX}: is no list of shards; fetch the folder again") from None
     files = sorted(folder.glob("*.safetensors"))
@@ -131,7 +131,7 @@ def of_files(path: Path, files: list[Path], folder: bool = False) -> Headers:
 
 def run_config(path: Path) -> dict | None:
     try:
-        found = json.loads((path / "config.json").read_text("utf-8"))
+        found = loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and {"mode", "model"} <= found.keys() else None

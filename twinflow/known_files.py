@@ -4,7 +4,6 @@ Ours are in known_files.json, each with its source.  A user's own stand in a fil
 first.  That file may be anybody's: it holds data and wildcards only, and of a damaged one a line is said.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .backbones import all_backbones, of_modules
+from .plain_json import loads
 from .presets import Sampling
 
 OURS, THEIRS = Path(__file__).with_suffix(".json"), "twinflow_known_files.json"
@@ -151,7 +151,7 @@ def read(path: Path) -> list[KnownFile]:
     """Raises ValueError, in one line, or OSError."""
     if path.stat().st_size > MOST:
         raise ValueError(f"it has {path.stat().st_size} bytes; expected {MOST} at most")
-    entries = json.loads(path.read_text("utf-8"))
+    entries = loads(path.read_text("utf-8"))
     if not isinstance(entries, list):
         raise ValueError('expected a list, [{"title": "...", "names": ["..."], "steps": 4, "shift": 3}]')
     return [checked(entry, f"entry {i}") for i, entry in enumerate(entries, 1)]

@@ -3,7 +3,6 @@
 Source: the released TwinFlow code and its model cards; where they disagree (4 steps) the comment beside the row says so.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from . import schedule
 from .objective import Objective
-from .sampler import Stochasticity
+from .plain_json import loads, one_line
+from .sampler import Stochasticity, check_sampling
 
 _TWINFLOW = Objective(guidance_ratio=0.5)
 
@@ -25,6 +25,9 @@ OBJECTIVES: dict[str, Objective] = {
     "lora-1st-order": replace(_TWINFLOW, roles=dict(one_step=1, multi_step=1, few_step=1, fake=1), order=1),
     "lora-2nd-order": _TWINFLOW,
 }
+
+
+MOST_STEPS = 10_000  # of a file's settings
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,29 @@ class Sampling:
     @classmethod
     def from_json(cls, values: dict[str, Any] | str) -> "Sampling":
         """The inverse of to_json, also of its text; absent fields take their defaults.  Raises ValueError."""
-        values = json.loads(values) if isinstance(values, str) else values
-        if not isinstance(values, dict) or not isinstance(values.get("steps"), int) or values.keys() - set(_JSON):
-            raise ValueError(f"sampler settings are {values!r}; expected an object with steps and any of {', '.join(_JSON)}")
-        values = dict(values)
-        gaps = values.pop("gaps", (cls.start_gap, cls.end_gap))
-        listed: dict[str, Any] = {"warp": tuple(values.get("warp", cls.warp))}
-        listed["sigmas"] = tuple(map(float, values.get("sigmas", ())))
-        if (n := len(listed["sigmas"])) not in (0, values["steps"] + 1):
-            raise ValueError(f"sampler settings have {n} sigmas for {values['steps']} steps; expected {values['steps'] + 1}")
-        return cls(**values | {"start_gap": gaps[0], "end_gap": gaps[1]} | listed)
+        values = loads(values) if isinstance(values, str) else values
+        if not isinstance(values, dict) or type(values.get("steps")) is not int or values.keys() - set(_JSON):
+            found = one_line(repr(values), 100)
+            raise ValueError(f"sampler settings are {found}; expected an object with steps and any of {', '.join(_JSON)}")
+        values = {"gaps": (cls.start_gap, cls.end_gap), "warp": cls.warp, "sigmas": ()} | values
+        if not 1 <= (steps := values["steps"]) <= MOST_STEPS:
+            raise ValueError(f"sampler settings have {steps} steps; expected 1 to {MOST_STEPS}")
+        for name, counts in {"gaps": (2,), "warp": (3,), "sigmas": (0, steps + 1)}.items():
+            own = values[name]
+            if not isinstance(own, (list, tuple)) or len(own) not in counts or not all(map(_is_number, own)):
+                raise ValueError(f"sampler settings have {name} {one_line(repr(own), 100)}; expected {counts[-1]} numbers")
+        for name in ("order", "extrapolation"):
+            if not _is_number(values.get(name, 1)):
+                raise ValueError(f"sampler settings have {name} {one_line(repr(values[name]), 100)}; expected a number")
+        start, end = values.pop("gaps")
+        tuples = {"warp": tuple(values["warp"]), "sigmas": tuple(map(float, values["sigmas"]))}
+        made = cls(**values | {"start_gap": start, "end_gap": end} | tuples)
+        check_sampling(made.times(), **made.options())
+        return made
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 _JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation", "sigmas")

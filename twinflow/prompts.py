@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .plain_json import loads
 from .weights import WeightsError, load, read_header, save
 
 
@@ -38,8 +39,7 @@ def load_prompts(path: str | os.PathLike) -> dict[str, Prompt]:
     tensors = load(path)
     try:
         return {
-            name: Prompt(text, tensors[f"{name}.embeds"], tensors.get(f"{name}.pooled"))
-            for name, text in json.loads(texts).items()
+            name: Prompt(text, tensors[f"{name}.embeds"], tensors.get(f"{name}.pooled")) for name, text in loads(texts).items()
         }
     except (KeyError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: the list of prompts does not fit the tensors ({error}): write the file again") from None

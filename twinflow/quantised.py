@@ -5,7 +5,6 @@ The forms are ComfyUI's, of today (`weight_scale` and `comfy_quant` beside each 
 so.  One that nobody knows is refused by its name.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .plain_json import loads
 from .weights import WeightsError
 
 Entries = Mapping[str, tuple[str, tuple[int, ...]]]  # of a file: key -> (dtype, shape)
@@ -123,7 +123,7 @@ def _in_metadata(name: str, metadata: Mapping[str, str]) -> dict[str, dict]:
 
 def _json(name: str, text: str | bytes):
     try:
-        return json.loads(text)
+        return loads(text)
     except ValueError:
         raise WeightsError(f"{name}: what it says of its quantisation is not JSON. Convert the file again") from None
 

@@ -17,12 +17,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import __version__
+from .plain_json import loads, one_line
 from .presets import Sampling
 from .time_embedding import TIME_RULES
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used; the message names the file, what was found and what to do."""
+    """A weights file that cannot be used; the message, one line, names the file, what was found and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 class Header(NamedTuple):
@@ -41,13 +45,19 @@ def read_header(path: str | os.PathLike) -> Header:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size - 8, 100_000_000):
                 raise WeightsError(f"{path}: not a safetensors file, or cut off in its header ({size} bytes): fetch it again")
-            entries = json.loads(file.read(length))
+            entries = loads(file.read(length))
+        if not isinstance(entries, dict):
+            raise ValueError(f"is a {type(entries).__name__}; expected an object")
         metadata = entries.pop("__metadata__", {})
+        if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+            raise ValueError("its metadata are not texts by name")
+        for name, entry in entries.items():
+            _check_entry(name, entry, size)
         tensors = {name: (e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
         ends = max((e["data_offsets"][1] for e in entries.values()), default=0)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); expected a .safetensors file") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except ValueError as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"{path}: the safetensors header is damaged ({error}): fetch or write the file again") from None
@@ -56,6 +66,19 @@ def read_header(path: str | os.PathLike) -> Header:
             f"{path}: has {size} bytes; its header promises {8 + length + ends}: the file is cut off, fetch it again"
         )
     return Header(metadata, tensors)
+
+
+def _check_entry(name: str, entry: object, size: int) -> None:
+    """Of a header.  Raises ValueError."""
+    whole = lambda values: isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
+    if not isinstance(entry["dtype"], str) or len(entry["dtype"]) > 16:
+        raise ValueError(f"{name!r} has no dtype")
+    if not whole(entry["shape"]):
+        raise ValueError(f"{name!r} has no shape of whole numbers")
+    if not whole(ends := entry["data_offsets"]) or len(ends) != 2 or not ends[0] <= ends[1] <= size:
+        raise ValueError(f"{name!r} lies outside the file")
 
 
 def shards(path: str | os.PathLike) -> list[Path]:
@@ -226,7 +249,7 @@ class Provenance:
         try:
             if get("twinflow.time") not in TIME_RULES:
                 raise ValueError(f"twinflow.time is {get('twinflow.time')!r}; expected one of {', '.join(TIME_RULES)}")
-            sampler = json.loads(get("twinflow.sampler", "[]"))
+            sampler = loads(get("twinflow.sampler", "[]"))
             return cls(
                 time=metadata["twinflow.time"],
                 base_model=get("twinflow.base_model", ""),

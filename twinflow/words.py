@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .plain_json import loads
 from .prompts import Prompt
 from .weights import WeightsError, load, read_header, save
 
@@ -57,9 +58,11 @@ def save_words(path: str | os.PathLike, words: Words, metadata: dict[str, str] |
 def load_words(path: str | os.PathLike) -> Words:
     """Raises WeightsError for a file that holds none."""
     try:
-        names = json.loads(read_header(path).metadata["twinflow.words"])
+        names = loads(read_header(path).metadata["twinflow.words"])
         vectors = load(path)["words"]
-        if not isinstance(names, list) or len(names) != len(vectors) or names[0] != "":
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("the words are no texts")
+        if len(names) != len(vectors) or names[0] != "":
             raise ValueError("the words do not fit their tokens")
     except WeightsError:
         raise

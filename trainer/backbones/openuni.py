@@ -10,7 +10,6 @@ is then the published one.
 Sources: OpenUni (arXiv 2505.23661, wusize/OpenUni); the released TwinFlow code.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from twinflow.backbones import openuni as known
 from twinflow.layouts import blocks
+from twinflow.plain_json import loads
 from twinflow.prompts import Prompt
 from twinflow.weights import load, read_header
 
@@ -189,7 +189,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
 
 def read_reader(folder: Path, find: Callable[[], Path], dtype: torch.dtype) -> Reader:
     """From InternVL's folder and the checkpoint that find() names, which is fetched only if InternVL is sound."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = loads((folder / "config.json").read_text("utf-8"))
     tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
     language = read_language(folder)
     file = find()

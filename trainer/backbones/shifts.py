@@ -4,10 +4,11 @@ Source: diffusers' FlowMatchEulerDiscreteScheduler (time_shift, exponential) and
 steps of sampling know (shift_terminal) is left out.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from twinflow.plain_json import loads
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Shift:
     def beside(self, source: str) -> "Shift":
         """That of a source that has a scheduler's settings of its own, a folder as diffusers saves it; else this one."""
         try:
-            own = json.loads((Path(source).expanduser() / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+            own = loads((Path(source).expanduser() / "scheduler" / "scheduler_config.json").read_text("utf-8"))
             if not own.get("use_dynamic_shifting"):
                 return Shift(float(own.get("shift", own.get("flow_shift", 1.0))))
             low = own.get("base_image_seq_len", 256), own.get("base_shift", 0.5)

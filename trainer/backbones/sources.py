@@ -3,7 +3,6 @@
 A hub source is `owner/name`, or `owner/name/` and a folder or a .safetensors or .gguf file inside that repository.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from torch import Tensor, nn
 
 from twinflow.backbones import is_second_embedder
+from twinflow.plain_json import loads
 from twinflow.time_embedding import SecondEmbedder
 from twinflow.weights import shards
 
@@ -177,7 +177,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / SHARDS
     if index.is_file():
         try:
-            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+            return [folder / name for name in sorted(set(loads(index.read_text("utf-8"))["weight_map"].values()))]
         except (ValueError, KeyError, AttributeError) as error:
             raise TrainerError(f"{index}: is no list of shards ({error}); fetch the folder again") from None
     whole = folder / "diffusion_pytorch_model.safetensors"
@@ -267,7 +267,7 @@ def read_config(folder: Path) -> dict:
     """config.json of a diffusers folder.  Raises TrainerError."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainerError(f"{path}: cannot be read ({error}); expected the config.json of a diffusers transformer") from None
     if not isinstance(config, dict):

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from .. import TrainerError, hints
+from .. import TrainerError, hints, plain_yaml
 from .sources import MOST, Source
 
 if sys.version_info >= (3, 11):
@@ -53,7 +53,7 @@ def read(path: Path, defaults: Source) -> list[Source]:
 def _loaded(path: Path) -> Any:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
+        return tomllib.loads(text) if path.suffix.lower() == ".toml" else plain_yaml.loads(text)
     except OSError as error:
         raise TrainerError(f"data: {path}: cannot be read ({error.strerror or error}); expected a TOML or YAML file") from None
     except (ValueError, yaml.YAMLError, OverflowError, RecursionError) as error:  # tomllib's and Unicode's are ValueErrors

@@ -1,10 +1,10 @@
 """Hash and size of every image, remembered by its file's date, so that a second run need not read them all again."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from twinflow.plain_json import loads
 from twinflow.weights import write_json
 
 from .image_files import remarks, size
@@ -17,7 +17,7 @@ class Digests:
     def __init__(self, path: Path):
         self.path, self.fresh = path, False
         try:
-            seen = json.loads(path.read_text("utf-8"))
+            seen = loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             seen = None
         self.seen = {name: own for name, own in seen.items() if usable(own)} if isinstance(seen, dict) else {}

@@ -9,7 +9,6 @@ Tables (.csv, .tsv, .jsonl, .json, .toml, .yaml) have the same under the names o
 """
 
 import csv
-import json
 import math
 import re
 import sys
@@ -20,7 +19,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .. import TrainerError, hints
+from twinflow.plain_json import loads
+
+from .. import TrainerError, hints, plain_yaml
 from . import rows, sources, tables, texts
 from .report import Report
 from .row import ImageFile
@@ -146,14 +147,14 @@ def _parsed(text: str, kind: str, path: Path) -> Any:
             return _json(text, str(path))
         if kind == ".toml":
             return tomllib.loads(text)
-        return yaml.safe_load(text)
+        return plain_yaml.loads(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TrainerError(f"{path}: cannot be read ({hints.fault(error)})") from None
 
 
 def _json(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
+        return loads(text)
     except (ValueError, RecursionError) as error:
         raise TrainerError(f"{name}: is not JSON ({error}); expected prompts as texts or objects") from None
 

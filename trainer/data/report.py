@@ -1,9 +1,9 @@
 """What became of the rows: how many are used, which were skipped and why, and what is worth knowing of the others."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from twinflow.plain_json import loads
 from twinflow.weights import write_json
 
 from ..console import shown
@@ -37,7 +37,7 @@ class Report:
     def change(self, path: Path) -> str:
         """What is other than in the report that lies there, in words; "" where nothing is, or none lies there."""
         try:
-            before = json.loads(path.read_text("utf-8"))
+            before = loads(path.read_text("utf-8"))
             if before["content"] == self.content:
                 return ""
             return f"{self.used} rows, were {before['used']}" if before["used"] != self.used else f"{self.used} rows, others"

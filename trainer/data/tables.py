@@ -4,12 +4,13 @@ Paths in a table are relative to it.  A row that cannot be used is named in the 
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from twinflow.plain_json import loads
 
 from .. import TrainerError
 from . import parquet, texts
@@ -77,7 +78,7 @@ def _json(path: Path, report: Report) -> Iterator[Row]:
 def _loads(text: str) -> Any:
     """None where it is not JSON."""
     try:
-        return json.loads(text)
+        return loads(text)
     except (ValueError, RecursionError):
         return None
 
@@ -159,7 +160,7 @@ def completed(folder: Path, name: str) -> str:
 
 def _file(folder: Path, value: Any) -> ImageFile:
     """A path, or as Hugging Face has it {path}; one that Windows wrote is read elsewhere, too."""
-    path = value["path"] if isinstance(value, dict) else value
+    path = value.get("path") if isinstance(value, dict) else value
     if not isinstance(path, str) or "\0" in path:
         raise TypeError
     file = folder / path

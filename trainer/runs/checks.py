@@ -3,7 +3,6 @@
 A check yields what it finds, or raises TrainerError; nothing is fetched, made, encoded or loaded, and all is said in one go.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+from twinflow.plain_json import loads
 from twinflow.weights import WeightsError, read_header
 
 from .. import TrainerError, data
@@ -221,7 +221,7 @@ def encoders(facts: Facts, notify: Callable) -> Iterator[str]:
             if path.suffix == ".safetensors":
                 read_header(path)
             elif path.suffix == ".json":
-                json.loads(path.read_text("utf-8"))
+                loads(path.read_text("utf-8"))
         except WeightsError as error:
             yield str(error)
         except (OSError, ValueError) as error:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from twinflow.plain_json import loads
+
 from .. import TrainerError
 
 PLACE = 2**30  # of the byte that Windows locks: what is locked cannot be read there
@@ -59,7 +61,7 @@ def taken(file: IO[str]) -> bool:
 def holder(file: IO[str]) -> str:
     file.seek(0)
     try:
-        about = json.loads(file.read())
+        about = loads(file.read())
         return f"process {about['process']} on {about['host']} (since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

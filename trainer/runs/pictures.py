@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from twinflow import __version__
+from twinflow.plain_json import loads
 from twinflow.presets import Sampling
 from twinflow.weights import write_atomically
 
@@ -50,7 +51,7 @@ def read(path: Path) -> tuple[Tensor, dict[str, Any]] | None:
     """A picture (3, H, W) in [0, 1] and how it was drawn; None where the file is none of ours, or damaged."""
     try:
         with Image.open(path) as image:
-            facts = json.loads(getattr(image, "text", {})["twinflow"])
+            facts = loads(getattr(image, "text", {})["twinflow"])
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255, facts
     except (OSError, ValueError, KeyError, SyntaxError):
         return None

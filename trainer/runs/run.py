@@ -1,6 +1,5 @@
 """One run from its settings to its folder: prepare, distil, write the weights, judge them, draw the grids."""
 
-import json
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from twinflow.ema import EMA
+from twinflow.plain_json import loads
 from twinflow.weights import file_order, save_streamed, write_atomically, write_json
 
 from .. import TrainerError
@@ -332,7 +332,7 @@ def open_folder(settings: Settings) -> tuple[Path, dict[str, str]]:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -3,13 +3,13 @@
 GenEval (Ghosh et al. 2023; github.com/djghosh13/geneval): evaluation/evaluate_images.py reads 00000/metadata.jsonl, the line of
 evaluation_metadata.jsonl of that number, and every 00000/samples/<digits>.png.
 GenEval 2 (Kamath et al. 2025; github.com/facebookresearch/GenEval2): evaluation.py reads geneval2_data.jsonl and a JSON object
+from twinflow.plain_json import loads
 from each prompt to the path of its one image.
 DPG-Bench (Hu et al. 2024, ELLA; github.com/TencentQQGYLab/ELLA): dpg_bench/compute_dpg_bench.py reads a folder with nothing but
 one image a prompt, named as the prompt's file in dpg_bench/prompts, cut into squares of --resolution: the first --pic-num of
 top left, top right, bottom left, bottom right.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from twinflow.plain_json import loads
 from twinflow.weights import write_atomically, write_json
 
 from .. import TrainerError, shell
@@ -50,7 +51,7 @@ def of_lines(path: Path, *needed: str) -> list[Case]:
         if not line.strip():
             continue
         try:
-            value: Any = json.loads(line)
+            value: Any = loads(line)
         except ValueError as error:
             raise TrainerError(
                 f"{path}:{number}: is not JSON ({error}); expected an object with prompt, {', '.join(needed)}"

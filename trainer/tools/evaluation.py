@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from twinflow.plain_json import loads
 from twinflow.weights import write_json
 
 from .. import TrainerError
@@ -125,7 +126,7 @@ def opened(output: Path, record: dict[str, Any], overwrite: bool) -> None:
         raise TrainerError(f"--output {output}: is a file; expected a folder")
     if output.is_dir() and any(output.iterdir()):
         try:
-            then = json.loads((output / RECORD).read_text("utf-8"))
+            then = loads((output / RECORD).read_text("utf-8"))
         except (OSError, ValueError):
             raise TrainerError(
                 f"--output {output}: holds other files; expected a new folder, or one of an evaluation"

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from twinflow.objective import Condition
+from twinflow.plain_json import loads
 from twinflow.presets import Sampling
 from twinflow.weights import WeightsError, load, read_header, save
 
@@ -145,7 +146,7 @@ class Gallery:
             part = waiting[first : first + PORTION]
             latents = [load(waiting_place(p))["latents"] for p in part]
             for picture, image in zip(part, kind.images(own.settings, latents, device)):
-                cost = json.loads(read_header(waiting_place(picture)).metadata["cost"])
+                cost = loads(read_header(waiting_place(picture)).metadata["cost"])
                 scale = own.scales[picture.row]
                 more = facts | (dict(guidance=scale) if scale != 1 else {}) | dict(key=picture.key, cost=cost)
                 size = image.shape[-2], image.shape[-1]

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,7 +93,7 @@ class File:
     def __init__(self, path: Path):
         self.path, header = path, read_header(path)
         try:
-            self.about: dict[str, Any] = json.loads(header.metadata["twinflow.training"])
+            self.about = sharded.about_of(header.metadata["twinflow.training"])
         except (KeyError, ValueError) as error:
             raise WeightsError(f"it has no training state ({error})") from None
         self.shapes = {name: shape for name, (_, shape) in header.tensors.items()}

@@ -4,7 +4,6 @@ No process ever holds more than its part and one tensor; any number of processes
 its name only when it is whole.
 """
 
-import json
 import os
 import pickle
 import shutil
@@ -20,6 +19,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from twinflow.plain_json import loads
 from twinflow.weights import WeightsError, flush_folder, write_json
 
 from ..tensors import sharding
@@ -114,13 +114,33 @@ def remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def about_of(text: str) -> dict[str, Any]:
+    """What a checkpoint says of itself (see checkpoint.write).  Raises ValueError."""
+    about = loads(text)
+    if not isinstance(about, dict):
+        raise ValueError("what it says of itself is no object")
+    whole = lambda name, least=0: type(about.get(name, least)) is int and about.get(name, least) >= least
+    decays = about.get("decays", {})
+    fits = {
+        "step": "step" in about and whole("step"),
+        "skipped": "skipped" in about and whole("skipped"),
+        "seconds": type(about.get("seconds")) in (int, float),
+        "decays": isinstance(decays, dict) and all(type(x) in (int, float) and 0 <= x < 1 for x in decays.values()),
+        "processes": whole("processes", 1),
+        "model": isinstance(about.get("model", ""), str),
+    }
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise ValueError(f"its {wrong[0]} is {about.get(wrong[0])!r}")
+    return {"decays": {}} | about
+
+
 class Folder:
     """A checkpoint that write() left.  about: what it was given.  shapes: of its tensors by name.  Raises WeightsError."""
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.about = json.loads((path / ABOUT).read_text("utf-8"))
+            self.about = about_of((path / ABOUT).read_text("utf-8"))
             found = Reader(path).read_metadata()
             self.shapes = {
                 n: tuple(m.size) for n, m in found.state_dict_metadata.items() if isinstance(m, metadata.TensorStorageMetadata)

@@ -6,7 +6,6 @@ it says the same and all of it can learn.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from twinflow.backbones import is_second_embedder
 from twinflow.lora_names import is_part
+from twinflow.plain_json import loads
 from twinflow.weights import Provenance, WeightsError, read_header
 
 from .. import TrainerError
@@ -236,7 +236,7 @@ def check_origin(backbone: Backbone, path: Path) -> None:
 def recorded(folder: Path) -> dict[str, str] | None:
     """What the run in the folder was begun from."""
     try:
-        about = json.loads((folder / "config.json").read_text("utf-8")).get(INIT)
+        about = loads((folder / "config.json").read_text("utf-8")).get(INIT)
     except (OSError, ValueError, AttributeError):
         return None
     return about if isinstance(about, dict) and {"name", "sha256", "holds"} <= about.keys() else None

@@ -1,0 +1,190 @@
+"""Every reader of a file that somebody else may have written, with a small sound file for each."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mutations
+import torch
+import yaml
+
+from trainer import TrainerError
+from trainer.cli import read_file
+from trainer.config import read_settings, resolve
+from trainer.data import prompts, tables
+from trainer.data.digests import Digests
+from trainer.data.report import Report
+from trainer.training import checkpoint
+from twinflow.backbones import all_backbones
+from twinflow.gguf_header import read_gguf
+from twinflow.inspection import inspect
+from twinflow.presets import SAMPLING
+from twinflow.prompts import Prompt, load_prompts, save_prompts
+from twinflow.weights import Provenance, load, read_header, save
+from twinflow.words import Words, load_words, save_words
+
+OURS = (TrainerError, ValueError)  # of which WeightsError is one
+
+
+@dataclass
+class Reader:
+    """suffix: of its files.  sound: writes one.  read: raises one of OURS.  mutate: besides bytewise."""
+
+    suffix: str
+    sound: Callable[[Path], object]
+    read: Callable[[Path], object]
+    mutate: Callable[[bytes, Any], bytes] = mutations.bytewise
+
+
+def as_json(data: bytes, rng) -> bytes:
+    return mutations.text_of(mutations.structured(json.loads(data), rng), rng).encode("utf-8", "surrogatepass")
+
+
+def as_lines(data: bytes, rng) -> bytes:
+    lines = data.splitlines()
+    at = rng.randrange(len(lines))
+    lines[at] = as_json(lines[at], rng)
+    return b"\n".join(lines)
+
+
+def as_yaml(data: bytes, rng) -> bytes:
+    if rng.random() < 0.2:
+        return rng.choice(
+            [BOMB, b"a: !!python/object/apply:os.system [ls]", b"steps: 2001-99-99", b"? {a: 1}\n: 2", b"a: *b", *TAGS]
+        )
+    value = mutations.structured(yaml.safe_load(data), rng)
+    try:
+        return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+    except yaml.YAMLError:
+        return as_json(json.dumps(yaml.safe_load(data)).encode(), rng)
+
+
+def as_table(data: bytes, rng) -> bytes:
+    rows = [line.split(",") for line in data.decode().split("\n")]
+    row = rng.choice(rows)
+    row[rng.randrange(len(row))] = str(rng.choice(mutations.VALUES))
+    return "\n".join(map(",".join, rows)).encode("utf-8", "surrogatepass")
+
+
+KINDS = "bool", "int", "float", "timestamp", "binary", "set", "python/object/apply:os.system"
+ODD = [b"steps: 2001-99-99", b"? {a: 1}\n: 2", b"a: *b", *(f"lr: !!{kind} maybe".encode() for kind in KINDS)]
+NINE = "".join(f"lr: &a{i} [" + f"*a{i - 1}, " * 9 + "]\n" for i in range(1, 9))
+BOMB = f"name: &a0 x\n{NINE}steps: *a8\n".encode()
+ROWS = [
+    dict(image="a.png", text="a cat", repeats=2), dict(target="b.png", source=["c.png", "d.png"], instruction="blue"),
+    dict(image="e.png", texts=["a", "b"], control_path_1="f.png"),
+]  # fmt: skip
+PROMPTS = [
+    dict(prompt="a cat", width=512, height=768, seed=3, steps=[1, 2], guidance=4.5), dict(prompt="a dog", seed=1),
+]  # fmt: skip
+SETTINGS = dict(model="digits", rank=4, steps=100, lr=1e-3, betas=[0.9, 0.99], roles=dict(one_step=1, fake=1), target="guide")
+
+
+def weights(path: Path) -> None:
+    about = Provenance("two", "qwen-image", 4, tuple(SAMPLING.values()), 100, "abc", init="x").to_metadata()
+    time = "time_text_embed.timestep_embedder_2.linear_1"
+    names = {f"{time}.weight": torch.zeros(8, 4), f"{time}.bias": torch.zeros(8)}
+    for end, shape in {"lora_A": (2, 4), "lora_B": (4, 2)}.items():
+        names[f"diffusion_model.transformer_blocks.0.attn.to_q.{end}.weight"] = torch.zeros(shape)
+    save(names, path, about)
+
+
+def gguf(path: Path) -> None:
+    text = lambda s: struct.pack("<Q", len(s)) + s.encode()
+    about = text("general.architecture") + struct.pack("<I", 8) + text("qwen_image")
+    about += text("general.file_type") + struct.pack("<II", 4, 1)
+    about += text("a.list") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("y")
+    tensors = text("img_in.weight") + struct.pack("<IQQIQ", 2, 32, 2, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 3) + about + tensors
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + b"\0" * 256)
+
+
+def state() -> checkpoint.State:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([dict(params=[p], lr=1e-3, peak=1e-3, kind="adamw")])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    return checkpoint.State({"p": p}, [optimizer], {})
+
+
+def saved_state(path: Path) -> None:
+    checkpoint.write(state(), path.parent / "checkpoints", "m", 1)
+    checkpoint.newest(path.parent / "checkpoints").replace(path)
+
+
+def restored(path: Path) -> None:
+    folder = path.parent / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    (folder / "step-00000000.safetensors").write_bytes(path.read_bytes())
+    checkpoint.restore(state(), folder, "m", lambda line: None)
+
+
+def run_config(path: Path) -> None:
+    path.with_name("config.json").write_bytes(path.read_bytes())
+    read_settings(path.parent)
+
+
+def provenance(path: Path) -> None:
+    found = Provenance.from_metadata(read_header(path).metadata)
+    for sampling in found.sampler if found else ():
+        assert sampling.times().isfinite().all()
+
+
+def layouts(path: Path) -> None:
+    tensors = load(path)
+    for known in all_backbones().values():
+        known.layout.from_file(dict(tensors))
+
+
+def table(path: Path) -> None:
+    try:
+        list(tables.read(path, Report()))
+    except UnicodeDecodeError as error:  # as it says; who asks for rows says so on a line
+        raise ValueError(str(error)) from None
+
+
+def text(value: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(value, "utf-8")
+
+
+SAFE = mutations.safetensors
+READERS = {
+    "weights header": Reader(".safetensors", weights, read_header, SAFE),
+    "weights": Reader(".safetensors", weights, load, SAFE),
+    "provenance": Reader(".safetensors", weights, provenance, SAFE),
+    "layouts": Reader(".safetensors", weights, layouts, SAFE),
+    "inspect": Reader(".safetensors", weights, inspect, SAFE),
+    "inspect gguf": Reader(".gguf", gguf, inspect),
+    "gguf": Reader(".gguf", gguf, read_gguf),
+    "prompts": Reader(
+        ".safetensors", lambda p: save_prompts(p, {"a": Prompt("a", torch.zeros(2, 3), torch.zeros(4))}), load_prompts, SAFE
+    ),
+    "words": Reader(".safetensors", lambda p: save_words(p, Words(("", "a"), torch.zeros(2, 3))), load_words, SAFE),
+    "checkpoint": Reader(".safetensors", saved_state, restored, SAFE),
+    "config yaml": Reader(
+        ".yaml", text(yaml.safe_dump(SETTINGS)),
+        lambda p: resolve("lora", read_file(str(p), "lora"), notify=lambda line: None), as_yaml,
+    ),
+    "config of a run": Reader(
+        ".json", lambda p: p.write_text(json.dumps(resolve("lora", SETTINGS, notify=lambda line: None).flat())),
+        run_config, as_json,
+    ),
+    "rows jsonl": Reader(".jsonl", text("\n".join(map(json.dumps, ROWS))), table, as_lines),
+    "rows json": Reader(".json", text(json.dumps(ROWS)), table, as_json),
+    "rows csv": Reader(".csv", text("image,text,repeats\na.png,a cat,2\nb.png,a dog,1"), table, as_table),
+    "prompt table": Reader(
+        ".json", text(json.dumps(PROMPTS)), lambda p: prompts.read(str(p), Report(), edit=False, multiple=16), as_json
+    ),
+    "prompt lines": Reader(
+        ".txt", text("a cat --w 512 --h 512 --d 3 --s 2\n# no\na dog"),
+        lambda p: prompts.read(str(p), Report(), edit=False, multiple=16),
+    ),
+    "digests": Reader(
+        ".json", text('{"a": {"stamp": [1, 2], "digest": "x", "size": [3, 4], "remarks": []}}'), Digests, as_json
+    ),
+}  # fmt: skip
