@@ -52,9 +52,7 @@ def as_lines(data: bytes, rng) -> bytes:
 
 def as_yaml(data: bytes, rng) -> bytes:
     if rng.random() < 0.2:
-        return rng.choice(
-            [BOMB, b"a: !!python/object/apply:os.system [ls]", b"steps: 2001-99-99", b"? {a: 1}\n: 2", b"a: *b", *TAGS]
-        )
+        return rng.choice([BOMB, *ODD])
     value = mutations.structured(yaml.safe_load(data), rng)
     try:
         return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
