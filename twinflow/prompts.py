@@ -38,8 +38,13 @@ def load_prompts(path: str | os.PathLike) -> dict[str, Prompt]:
         )
     tensors = load(path)
     try:
-        return {
+        found = {
             name: Prompt(text, tensors[f"{name}.embeds"], tensors.get(f"{name}.pooled")) for name, text in loads(texts).items()
         }
+        for name, own in found.items():
+            parts = {(own.embeds, 2)} | ({(own.pooled, 1)} if own.pooled is not None else set())
+            if not isinstance(own.text, str) or any(t.ndim != n or not t.is_floating_point() for t, n in parts):
+                raise ValueError(f"{name!r} is no text with embeddings (L, D)")
+        return found
     except (KeyError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: the list of prompts does not fit the tensors ({error}): write the file again") from None

@@ -14,9 +14,11 @@ import yaml
 from trainer import TrainerError
 from trainer.cli import read_file
 from trainer.config import read_settings, resolve
-from trainer.data import prompts, tables
+from trainer.data import Cache, Encoder, parquet, prompts, tables
+from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
 from trainer.data.report import Report
+from trainer.data.row import ImageFile
 from trainer.training import checkpoint
 from twinflow.backbones import all_backbones
 from twinflow.gguf_header import read_gguf
@@ -146,6 +148,31 @@ def table(path: Path) -> None:
         raise ValueError(str(error)) from None
 
 
+def rows_of_parquet(path: Path) -> None:
+    parquet._open.cache_clear()  # it keeps files open by path
+    for row in tables.read(path, Report()):
+        if row.target is not None:
+            row.target.read()
+
+
+def parquet_file(path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as writer
+
+    image = [{"bytes": b"one", "path": "1.png"}, {"bytes": b"two", "path": None}]
+    writer.write_table(pyarrow.table({"text": ["a", "b"], "image": image, "repeats": [1, 2]}), path)
+
+
+def cached(path: Path, kind: str) -> None:
+    """The file where the cache looks for it."""
+    cache = Cache(path.parent, Encoder("t", list), Encoder("i", list))  # which encodes nothing here
+    shot = Shot(ImageFile(path), "digest", (64, 64))
+    own = cache.latents_path(shot) if kind == "latents" else cache.caption_path(Caption("a"))
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_bytes(path.read_bytes())
+    cache.latents(shot) if kind == "latents" else cache.prompt(Caption("a"))
+
+
 def text(value: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(value, "utf-8")
 
@@ -181,6 +208,14 @@ READERS = {
     "prompt lines": Reader(
         ".txt", text("a cat --w 512 --h 512 --d 3 --s 2\n# no\na dog"),
         lambda p: prompts.read(str(p), Report(), edit=False, multiple=16),
+    ),
+    "rows parquet": Reader(".parquet", parquet_file, rows_of_parquet),
+    "cached latents": Reader(
+        ".safetensors", lambda p: save({"latents": torch.zeros(4, 8, 8)}, p), lambda p: cached(p, "latents"), SAFE
+    ),
+    "cached caption": Reader(
+        ".safetensors", lambda p: save_prompts(p, {"prompt": Prompt("a", torch.zeros(2, 3), torch.zeros(4))}),
+        lambda p: cached(p, "caption"), SAFE,
     ),
     "digests": Reader(
         ".json", text('{"a": {"stamp": [1, 2], "digest": "x", "size": [3, 4], "remarks": []}}'), Digests, as_json

@@ -78,11 +78,11 @@ class Cache:
 
     def latents(self, shot: Shot) -> Tensor:
         path = self.latents_path(shot)
-        return self._read(path, lambda: load(path, ["latents"])["latents"])
+        return self._read(path, lambda: latents_in(path))
 
     def prompt(self, caption: Caption) -> Prompt:
         path = self.caption_path(caption)
-        return self._read(path, lambda: load_prompts(path)["prompt"])
+        return self._read(path, lambda: prompt_in(path))
 
     def _read(self, path: Path, read: Callable):
         try:
@@ -182,6 +182,22 @@ class Cache:
     def _write(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
+
+
+def latents_in(path: Path) -> Tensor:
+    """(C, h, w).  Raises WeightsError."""
+    found = load(path, ["latents"])["latents"]
+    if found.ndim != 3 or not found.is_floating_point():
+        raise WeightsError(f"{path}: holds {tuple(found.shape)} {found.dtype}; expected latents (C, h, w)")
+    return found
+
+
+def prompt_in(path: Path) -> Prompt:
+    """Raises WeightsError."""
+    found = load_prompts(path)
+    if found.keys() != {"prompt"}:
+        raise WeightsError(f"{path}: holds {len(found)} prompts; expected one, of a cache")
+    return found["prompt"]
 
 
 def sizes(caption: Caption) -> list[tuple[int, int]]:

@@ -16,7 +16,9 @@ def _open(path: Path):
 
     try:
         file = parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(path, error) from None
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     return file, [0, *accumulate(sizes)]
