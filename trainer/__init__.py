@@ -12,17 +12,20 @@ for _name in (
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+TELLS = 700  # characters
+
+
 class TrainerError(Exception):
     """Bad input: one line that names the value, what was expected and what to do; or several, each an argument.
 
-    The entry points exit with 2.  Each is cut in its middle where it is long, and holds no line break and nothing that a
-    terminal obeys, whatever name or value it quotes.
+    The entry points exit with 2.  One that is longer than TELLS, as only a hostile value makes it, is cut in its middle; none
+    holds a line break or anything that a terminal obeys, whatever name or value it quotes.
     """
 
     code = 2
 
     def __init__(self, *faults: object):
-        super().__init__(*(one_line(str(fault)) for fault in faults))
+        super().__init__(*(one_line(str(fault), whole=TELLS) for fault in faults))
 
     def __str__(self) -> str:
         return "\nerror: ".join(map(str, self.args))

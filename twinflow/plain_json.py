@@ -5,13 +5,13 @@ import math
 from typing import Any
 
 DEEPEST = 60  # lists and objects within each other
-DIGITS = 20  # of a whole number: 64 bits
+DIGITS = 40  # of a whole number: tokenizers have 31 of them for "no end"
 LONGEST = 300  # characters of an error
 
 
 def loads(text: str | bytes) -> Any:
     """The value of a JSON text.  Raises ValueError, also for what Python alone would let pass: NaN and infinite numbers, whole
-    numbers of more than 64 bits, halves of characters, lists within lists without end."""
+    numbers of more than 40 digits, halves of characters, lists within lists without end."""
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
     except RecursionError:
@@ -34,10 +34,10 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
-def one_line(text: str, most: int = LONGEST) -> str:
-    """Without line breaks and what a terminal obeys, and without its middle where it is longer."""
+def one_line(text: str, most: int = LONGEST, whole: int = 0) -> str:
+    """Without line breaks and what a terminal obeys; cut in its middle to `most` characters where it has more than `whole`."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if len(text) <= most else f"{text[: most * 2 // 3 - 3]} ... {text[-(most // 3 - 2) :]}"
+    return text if len(text) <= max(most, whole) else f"{text[: most * 2 // 3 - 3]} ... {text[-(most // 3 - 2) :]}"
 
 
 def _no_number(text: str) -> float:

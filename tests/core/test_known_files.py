@@ -102,7 +102,7 @@ def test_sampling_by_sigmas_is_euler():
         expected -= step * expected * t
     assert x.item() == pytest.approx(expected, rel=1e-6)
     assert near(3, [sampling]) == sampling and len(near(4, [sampling]).times()) == 5
-    with pytest.raises(ValueError, match="have 2 sigmas for 4 steps; expected 5"):
+    with pytest.raises(ValueError, match=r"sigmas \[1, 0\]; expected 5 numbers"):
         Sampling.from_json({"steps": 4, "sigmas": [1, 0]})
     with pytest.raises(ValueError):
         Sampling.from_json({"steps": 1, "sigmas": ["a", "b"]})
@@ -147,7 +147,7 @@ def test_all_that_an_entry_asks_for_must_fit(by, fits, tmp_path):
     [
         ("{", "Expecting property name"),
         ("", "Expecting value"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000, "nested more than"),
         ("[" + "9" * 5000 + "]", ""),
         ("\x00", "Expecting value"),
         ('{"steps": 4}', "expected a list"),
@@ -156,9 +156,9 @@ def test_all_that_an_entry_asks_for_must_fit(by, fits, tmp_path):
         ([{**OWN, "names": "my-lora"}], "names is 'my-lora'; expected a list of wildcards"),
         ([{**OWN, "names": ["*"]}], "names is ['*']; expected a list of wildcards"),
         ([{**OWN, "steps": True}], "steps is True; expected a whole number from 1 to 100"),
-        ([{**OWN, "steps": 10**400}], "expected a whole number from 1 to 100"),
-        ([{**OWN, "shift": 10**400}], "expected a number from 0.01 to 100"),
-        ('[{"title": "x", "names": ["x"], "steps": 1, "shift": NaN}]', "shift is nan; expected a number from"),
+        ([{**OWN, "steps": 10**400}], "whole number of 401 digits"),
+        ([{**OWN, "shift": 10**400}], "whole number of 401 digits"),
+        ('[{"title": "x", "names": ["x"], "steps": 1, "shift": NaN}]', "holds NaN, which is no number"),
         ([{**OWN, "strength": "1"}], "strength is '1'; expected a number from -10 to 10"),
         ([{**OWN, "title": "a\nb"}], r"title is 'a\nb'; expected printable text"),
         ([{**OWN, "note": "x" * 201}], "expected printable text of 200 characters"),

@@ -18,7 +18,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import mutations  # noqa: E402
 from readers import OURS, READERS, Reader  # noqa: E402
 
-LONGEST, SLOWEST = 300, 2.0  # characters of an error, seconds of an input
+from trainer import TELLS, TrainerError  # noqa: E402
+
+LONGEST, SLOWEST = 300, 2.0  # characters of an error (the trainer's: TELLS), seconds of an input
 MOST = 4, 2**22  # of memory: times the file's size, and bytes that any reader may take besides
 
 
@@ -32,7 +34,7 @@ def fault(reader: Reader, path: Path, size: int) -> str:
         text = str(error)
         if type(error).__module__.partition(".")[0] not in ("trainer", "twinflow") and type(error) is not ValueError:
             told = f"foreign {type(error).__name__}: {text[:200]}"
-        elif len(text) > LONGEST + len(str(path)) or not all(c.isprintable() for c in text):
+        elif len(text) > (TELLS if isinstance(error, TrainerError) else LONGEST) or not all(c.isprintable() for c in text):
             told = f"error of {len(text)} characters, or more than a line: {text[:200]!r}"
     except Exception as error:
         told = f"foreign {type(error).__name__}: {str(error)[:200]}"

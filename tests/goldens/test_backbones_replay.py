@@ -1,6 +1,7 @@
 """The released forwards and samples of four backbones, and two more's (see by_hand.py), from diffusers' own classes."""
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,14 @@ class Recording(SimpleNamespace):
         self.check(f"{tag}/temb", out, bf16)
 
 
-@pytest.fixture(scope="module", params=list(BACKBONES))
+def known_here(file: str) -> bool:
+    """Whether this diffusers has the class, with the settings that were recorded: the oldest lacks the newest models."""
+    config = json.loads((Path(__file__).parent / "data" / f"{file}.json").read_text())["config"]
+    cls = getattr(diffusers, BACKBONES[file][0], None)
+    return cls is not None and config.keys() <= inspect.signature(cls.__init__).parameters.keys()
+
+
+@pytest.fixture(scope="module", params=filter(known_here, BACKBONES))
 def recording(request, directory):
     return Recording(directory, request.param)
 

@@ -25,8 +25,8 @@ MAY_IMPORT = {  # what of the repository, or of the outside that one side only m
     "nodes": {"twinflow", "nodes"},
 }
 ROOMS = (
-    "trainer", "seeds", "shell", "hints", "console", "tensors", "data", "backbones", "config", "weights", "training", "plan",
-    "runs", "tools", "cli",
+    "trainer", "seeds", "shell", "plain_yaml", "hints", "console", "tensors", "data", "backbones", "config", "weights",
+    "training", "plan", "runs", "tools", "cli",
 )  # fmt: skip
 COMMANDS = (  # on top of all rooms
     "lora", "full", "base", "generate", "evaluate", "tutorial", "extract", "merge", "convert", "inspect",

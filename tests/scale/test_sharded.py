@@ -42,7 +42,7 @@ def test_a_table_of_contents_runs_no_code(folder, tmp_path):
         def __reduce__(self):
             return print, ("ran",)
 
-    (tmp_path / "about.json").write_text(json.dumps({}))
+    (tmp_path / "about.json").write_text(json.dumps(dict(step=1, skipped=0, seconds=0.0)))
     (tmp_path / ".metadata").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(WeightsError, match="names builtins.print"):
         sharded.Folder(tmp_path)

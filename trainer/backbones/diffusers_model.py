@@ -34,6 +34,15 @@ from .sizes import LONGEST, Size
 FRAME = 256  # bytes around a caption, at most: a template, start and end
 
 
+def class_of(name: str) -> Any:
+    """Raises TrainerError where this diffusers has none."""
+    if found := getattr(diffusers, name, None):
+        return found
+    raise TrainerError(
+        f"diffusers {diffusers.__version__} has no {name}; expected a newer one, which knows this model (pip install -U diffusers)"
+    )
+
+
 class PipelineEncoder:
     """A model's text encoders; drop it to free their memory.  Made on the CPU; whoever moves `modules` sets `device`.
 
@@ -140,7 +149,7 @@ class DiffusersBackbone:
         config = sources.read_config(folder) if folder else self.settings_of(tensors, source)
         if (found := config.get("_class_name", self.transformer_class)) != self.transformer_class:
             raise TrainerError(f"model source {source!r}: is a {found}; expected a {self.transformer_class} ({self.name})")
-        cls = getattr(diffusers, self.transformer_class)
+        cls = class_of(self.transformer_class)
         for flag in self.flags:
             if config.get(flag) and flag not in inspect.signature(cls.__init__).parameters:
                 raise TrainerError(
@@ -207,7 +216,7 @@ class DiffusersBackbone:
         files = encoder_sources.single(source, self.text_kinds)
         rest = tuple(part for part in self.text_parts if part not in files)
         try:
-            root, cls = self.parts_of(source, rest), getattr(diffusers, self.pipeline_class)
+            root, cls = self.parts_of(source, rest), class_of(self.pipeline_class)
         except TrainerError as error:
             if not files:
                 raise
@@ -225,7 +234,7 @@ class DiffusersBackbone:
         @cache
         def tokenizers() -> Any:
             parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
-            root, cls = self.parts_of(source, parts), getattr(diffusers, self.pipeline_class)
+            root, cls = self.parts_of(source, parts), class_of(self.pipeline_class)
             absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
             return load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
 
@@ -240,7 +249,7 @@ class DiffusersBackbone:
         """The autoencoder of a source, or of the published model where it has none.  Raises TrainerError."""
         if file := self.vae_file(source):
             return self.codec(single_files.build(self.single["vae"], file, dtype, vae=self.vae_config).to(device))
-        root, cls = self.parts_of(source, ("vae",)), getattr(diffusers, self.vae_class)
+        root, cls = self.parts_of(source, ("vae",)), class_of(self.vae_class)
         return self.codec(load_part(lambda: cls.from_pretrained(root / "vae", torch_dtype=dtype), root, ("vae",)).to(device))
 
     def check_encoders(self, asked: str) -> None:
@@ -278,11 +287,11 @@ class DiffusersBackbone:
         return self.channels(model), size[0] // self.factor, size[1] // self.factor
 
     def skeleton(self) -> nn.Module:
-        return sources.with_exact(getattr(diffusers, self.transformer_class)(**self.size.config))
+        return sources.with_exact(class_of(self.transformer_class)(**self.size.config))
 
     def codec_skeleton(self) -> ImageCodec:
         """The published autoencoder without weights, for the plan; on the device and in the dtype that are the default here."""
-        return self.codec(getattr(diffusers, self.vae_class)(**self.size.vae))
+        return self.codec(class_of(self.vae_class)(**self.size.vae))
 
     def text(self, width: int, dtype: torch.dtype) -> Tensor:
         """A long prompt's embeddings (1, L, width), for the plan."""
