@@ -38,9 +38,7 @@ def class_of(name: str) -> Any:
     """Raises TrainerError where this diffusers has none."""
     if found := getattr(diffusers, name, None):
         return found
-    raise TrainerError(
-        f"diffusers {diffusers.__version__} has no {name}; expected a newer one, which knows this model (pip install -U diffusers)"
-    )
+    raise TrainerError(f"diffusers {diffusers.__version__} has no {name}; expected a newer one (pip install -U diffusers)")
 
 
 class PipelineEncoder:
