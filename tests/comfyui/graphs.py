@@ -42,6 +42,8 @@ FILES = {
             ["flux-2-klein-base-4b.safetensors"],
         ),
         ("vae", "Comfy-Org/flux2-dev/resolve/main/split_files/vae", ["flux2-vae.safetensors"]),
+        ("diffusion_models", "Comfy-Org/Krea-2/resolve/main/diffusion_models", ["krea2_raw_fp8_scaled.safetensors"]),
+        ("text_encoders", "Comfy-Org/Krea-2/resolve/main/text_encoders", ["qwen3vl_4b_fp8_scaled.safetensors"]),
     )
     for name in names
 }
@@ -370,6 +372,27 @@ def flux2_klein():
     )
 
 
+def krea2():
+    return Template(
+        "Your Krea 2 adapter",
+        trained(
+            "python -m trainer.lora --config krea2-lora-24gb --data my_images",
+            "runs/krea2-lora/krea2-lora.safetensors",
+            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.33.",
+            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.33。",
+        ),
+        PLAIN,
+        {
+            "model": load("krea2_raw_fp8_scaled.safetensors", "krea2-lora.safetensors"),
+            **text("qwen3vl_4b_fp8_scaled.safetensors", "krea2"),
+            "latent": empty(),
+            "sample": sample(preset="4 steps"),
+            **finish("qwen_image_vae.safetensors", "twinflow_krea2"),
+        },
+        [PROMPT, PRESET, SEED, *SIZE],
+    )
+
+
 def sd35_lora():
     return Template(
         "Your SD3.5 LoRA",
@@ -543,6 +566,7 @@ TEMPLATES = [
         qwen_image_lora,
         qwen_image_edit,
         flux2_klein,
+        krea2,
         sd35_lora,
         digits,
     )

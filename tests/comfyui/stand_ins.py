@@ -16,6 +16,7 @@ FAMILY = {
     "diffusion_pytorch_model": "qwen",
     "TwinFlow-Z": "zimage",
     "flux-2-klein": "flux2",
+    "krea2": "krea2",
     "sd3.5": "sd3",
     "base": "digits",
     "TwinFlow emoji": "emoji",
@@ -42,6 +43,9 @@ def write(models: Path, goldens: Path, find, *, newer: tuple[str, ...]) -> None:
     klein = tiny.read(goldens, "flux2")
     tiny.save(klein.plain, unets / "flux-2-klein-base-4b.safetensors")
     lora(klein.plain, loras / "flux2-klein-lora.safetensors", "two", klein.second)
+    krea = tiny.read(goldens, "krea2")
+    tiny.save(krea.plain, unets / "krea2_raw_fp8_scaled.safetensors")
+    lora(krea.plain, loras / "krea2-lora.safetensors", "two", krea.second, prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
