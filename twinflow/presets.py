@@ -88,7 +88,7 @@ class Sampling:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and abs(value) < 2**53  # larger whole numbers do not fit a tensor
 
 
 _JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation", "sigmas")
