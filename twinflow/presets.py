@@ -88,7 +88,9 @@ class Sampling:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 2**53  # larger whole numbers do not fit a tensor
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 2**53  # larger whole numbers do not fit a tensor
 
 
 _JSON = ("steps", "style", "stochasticity", "gaps", "warp", "order", "extrapolation", "sigmas")
