@@ -294,9 +294,9 @@ def main() -> None:
                 print(name, json.dumps(rows[name]), flush=True)
                 text = json.dumps(rows, indent=1)
                 write_atomically(given.output, lambda temporary, text=text: Path(temporary).write_text(text))
-    print(page(rows))
-    head = PAGE.read_text("utf-8").split(MARK)[0]
-    text = f"{head}{MARK}\n\n{page(rows)}"
+    tables, head = page(rows), PAGE.read_text("utf-8").split(MARK)[0]
+    print(tables)
+    text = f"{head}{MARK}\n\n{tables}"
     write_atomically(given.page, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 

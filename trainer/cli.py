@@ -207,7 +207,7 @@ def read_file(path: str, mode: str) -> dict[str, Any]:
         expected = f"expected a YAML or JSON file, or one of {', '.join(sorted(names))}"
         hint = f"did you mean {' or '.join(near)}?" if near else expected
         raise TrainerError(f"--config {path}: cannot be read ({error.strerror}); {hint}") from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise TrainerError(f"--config {path}: is not YAML or JSON ({hints.fault(error)})") from None
     if not isinstance(values, dict):
         held = "nothing" if values is None else type(values).__name__

@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from twinflow.backbones import all_backbones, canonical, models
 from twinflow.objective import Objective
-from twinflow.plain_json import loads
+from twinflow.plain_json import loads, printable
 from twinflow.presets import OBJECTIVES
 from twinflow.roles import ROLES, share_out
 
-from . import TrainerError, console, hints
+from . import TrainerError, hints
 from .backbones import backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -475,7 +475,7 @@ def flag(name: str) -> str:
 
 
 def notice(line: str) -> None:
-    print(console.shown(line), file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def current(given: Mapping[str, Any], notify: Callable[[str], None] = notice) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from twinflow.plain_json import printable
+
 from . import Stopped, TrainerError
 
 SILENT = {"-h", "--help", "--dry-run", "--plan"}  # options of what is written for others to read
@@ -103,13 +105,8 @@ def guarded(act: Callable[[], None]) -> int:
     with patient():
         code, lines = _outcome(act)
         for line in lines:
-            print(shown(line), file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         return code
-
-
-def shown(text: str) -> str:
-    """On one line, and without what a terminal obeys: a line break of a name or a prompt as \\n, and the like."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _outcome(act: Callable[[], None]) -> tuple[int, list[str]]:

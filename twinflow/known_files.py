@@ -134,8 +134,8 @@ def recognise(path: str | Path, metadata: Mapping[str, str], keys: Collection[st
     path, fault, own = Path(path), "", []
     try:
         own = read(path.with_name(THEIRS)) if path.with_name(THEIRS).is_file() else []
-    except (ValueError, OSError, RecursionError) as error:  # JSON may be nested deeper than Python goes
-        what = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    except (ValueError, OSError) as error:
+        what = " ".join(str(error).split())
         fault = f"{path.with_name(THEIRS)}: is not used: {what[:300]}. Correct it, or take it away"
     names = [path.stem, *(metadata[name][:LONGEST] for name in TITLES if name in metadata)]
     models = cache(lambda: {record.name for record in of_modules(keys)})

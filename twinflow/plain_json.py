@@ -36,8 +36,13 @@ def loads(text: str | bytes) -> Any:
 
 def one_line(text: str, most: int = LONGEST, whole: int = 0) -> str:
     """Without line breaks and what a terminal obeys; cut in its middle to `most` characters where it has more than `whole`."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    text = printable(text)
     return text if len(text) <= max(most, whole) else f"{text[: most * 2 // 3 - 3]} ... {text[-(most // 3 - 2) :]}"
+
+
+def printable(text: str) -> str:
+    """On one line, and without what a terminal obeys: a line break of a name or a prompt as \\n, and the like."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _no_number(text: str) -> float:

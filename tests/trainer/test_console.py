@@ -126,7 +126,7 @@ def test_each_fault_is_one_line_whatever_it_names(capsys):
 
     assert console.guarded(act) == 2
     assert capsys.readouterr().err == f"error: {SHOWN} is 1; expected 2\nerror: {SHOWN}\n"
-    assert console.shown("été, 猫 and 😀 \\ as they are") == "été, 猫 and 😀 \\ as they are"
+    assert console.printable("été, 猫 and 😀 \\ as they are") == "été, 猫 and 😀 \\ as they are"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Digests:
         self.path, self.fresh = path, False
         try:
             seen = loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             seen = None
         self.seen = {name: own for name, own in seen.items() if usable(own)} if isinstance(seen, dict) else {}
 

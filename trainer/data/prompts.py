@@ -155,7 +155,7 @@ def _parsed(text: str, kind: str, path: Path) -> Any:
 def _json(text: str, name: str) -> Any:
     try:
         return loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise TrainerError(f"{name}: is not JSON ({error}); expected prompts as texts or objects") from None
 
 

@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinflow.plain_json import loads
+from twinflow.plain_json import loads, printable
 from twinflow.weights import write_json
-
-from ..console import shown
 
 SHOWN = 3  # names a reason in the printed line; the file has all
 
@@ -49,5 +47,5 @@ def listing(names_by_reason: dict[str, list[str]]) -> str:
     parts = []
     for why, names in names_by_reason.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        parts.append(f"{len(names)} {why} ({', '.join(map(shown, names[:SHOWN]))}{more})")
+        parts.append(f"{len(names)} {why} ({', '.join(map(printable, names[:SHOWN]))}{more})")
     return "; ".join(parts)

@@ -79,7 +79,7 @@ def _loads(text: str) -> Any:
     """None where it is not JSON."""
     try:
         return loads(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import TrainerError, console
+from twinflow.plain_json import printable
+
+from .. import TrainerError
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
 from ..tensors import deferred
 from ..weights import files, lora
@@ -79,13 +81,7 @@ def shown(settings: Settings, name: str) -> str:
     value: Any = settings.flat()[name]
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (
-        "not given"
-        if value in (None, "")
-        else f"{value:g}"
-        if isinstance(value, float)
-        else console.shown(summary.shown(value))
-    )
+    return "not given" if value in (None, "") else f"{value:g}" if isinstance(value, float) else printable(summary.shown(value))
 
 
 def fingerprint(model: nn.Module) -> str:

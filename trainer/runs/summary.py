@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from twinflow.plain_json import printable
 from twinflow.weights import write_atomically
 
-from .. import console, shell
+from .. import shell
 from ..backbones import Backbone
 from ..config import Settings, flag, resolve
 from ..data.captions import triggered
@@ -46,7 +47,7 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
         "![loss](loss.png)",
         *(["## Samples", *images] if images else []),
         "## All settings",
-        "```\n" + "\n".join(f"{option}: {console.shown(shown(value))}" for option, value in settings.flat().items()) + "\n```",
+        "```\n" + "\n".join(f"{option}: {printable(shown(value))}" for option, value in settings.flat().items()) + "\n```",
     ]
     text = "\n\n".join(parts) + "\n"
     write_atomically(folder / "summary.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
