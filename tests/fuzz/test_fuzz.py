@@ -6,12 +6,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
 import fuzz  # noqa: E402
 import mutations  # noqa: E402
 from readers import READERS, Reader  # noqa: E402
+
+from twinflow.weights import WeightsError, read_header, save  # noqa: E402
 
 INPUTS = 200  # a reader
 
@@ -44,3 +47,14 @@ def test_mutations_are_many_and_repeatable():
     own = [mutations.structured({"a": [1, {"b": 2}], "c": "d"}, random.Random(seed)) for seed in range(200)]
     assert len({repr(value) for value in own}) > 100
     assert repr(own) == repr([mutations.structured({"a": [1, {"b": 2}], "c": "d"}, random.Random(s)) for s in range(200)])
+
+
+def test_a_file_cut_anywhere_is_called_cut_off(tmp_path):
+    """As a download that stopped is: the fault that users meet most."""
+    path = tmp_path / "a.safetensors"
+    save({"a": torch.zeros(300), "b": torch.zeros(300)}, path)  # more than their header takes
+    whole = path.read_bytes()
+    for size in range(len(whole) - 1, 0, -7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(WeightsError, match="cut off"):
+            read_header(path)
