@@ -40,8 +40,9 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
     time = time_conditioning_of(base, model_options)
     check_conditioning(base, time, options["style"], getattr(guider, "cfg", 1.0))
     check_style(options["style"], options.get("stochasticity"), times)
-    if times[0] > PURE_NOISE and not torch.count_nonzero(latent):
-        x = x / times[0].to(x)  # ComfyUI scaled the noise by the first time
+    if times[0] > PURE_NOISE:  # ComfyUI scaled the noise by the first time
+        empty = ~latent.flatten(1).any(1).to(x.device)  # row by row, whatever else is in the batch
+        x = torch.where(path.like(empty, x), x / times[0].to(x), x)
 
     def velocity(x_t: Tensor, t: Tensor, r: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -55,7 +56,7 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
             if callback is not None:
                 callback({"i": i, "x": x_t.to(x), "denoised": data.to(x), "sigma": t, "sigma_hat": t})
 
-        fresh = FreshNoise(row_seeds(extra_args.get("seed") or 0, noise if noise.any() else latent.cpu()))
+        fresh = FreshNoise(row_seeds(extra_args.get("seed") or 0, noise))
         return sample(velocity, x, times, noise_like=fresh, callback=report, **options)
 
 

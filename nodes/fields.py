@@ -49,9 +49,9 @@ def fields(model, positive, latent: dict, seed: int, times: Sequence[float]) -> 
     check_flow(model.model, model.get_model_object("model_sampling"))
     check_prompts(model.model, "positive", positive)
     check_scale(model.model)
-    _, samples = fitted(model, latent)
-    samples = samples[:1]
-    noise, again = (comfy.sample.prepare_noise(samples, (seed + i) % SEEDS) for i in range(2))
+    latent, samples = fitted(model, latent)
+    samples, row = samples[:1], latent.get("batch_index", [0])[:1]
+    noise, again = (comfy.sample.prepare_noise(samples, (seed + i) % SEEDS, row) for i in range(2))
     time = replace(time_conditioning_of(model.model, model.model_options), branch="real")
     start, rows = float(SAMPLING[1].times()[0]), []
     bar = comfy.utils.ProgressBar((1 if time.rule == "off" else 3) * len(times))

@@ -1,4 +1,8 @@
-"""Fresh noise between steps that follows each row's first noise, for hosts that tell a sampler nothing else of the seed."""
+"""Fresh noise between steps that follows each row's first noise, for hosts that tell a sampler nothing else of the seed.
+
+A host decides a row's first noise by the seed and the row's index (in ComfyUI: batch_index), so what follows from that noise
+is the same for a row alone, in a batch, and in any order of rows.
+"""
 
 import hashlib
 
@@ -6,13 +10,15 @@ import torch
 from torch import Tensor
 
 
-def row_seeds(seed: int, start: Tensor) -> list[str]:
-    """What fresh noise hangs on: the seed and what each row started from, which it keeps when it is taken out of its batch.
+def row_seeds(seed: int, noise: Tensor) -> list[str]:
+    """What the fresh noise of each row hangs on: the seed and the row's first noise, to the bit; never its place in the batch.
 
-    start: the noise, or the latents where none is added; on the CPU.  Equal rows are told apart by their order.
+    noise: (B, ...), on the CPU.  A row without any has the seed alone: nothing tells which row of the seed's noise it was, and
+    its latent is not the same to the last bit for a row alone and in a batch.
     """
-    rows = [hashlib.blake2b(row.float().contiguous().numpy().tobytes(), digest_size=8).hexdigest() for row in start]
-    return [f"{seed} {row} {rows[:i].count(row)}" for i, row in enumerate(rows)]
+    found = [row.float().contiguous() for row in noise]
+    digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).hexdigest() if row.any() else "" for row in found]
+    return [f"{seed} {digest} 0" for digest in digests]  # the 0 stays, so that a seed draws what it always drew
 
 
 class FreshNoise:

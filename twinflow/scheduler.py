@@ -52,6 +52,7 @@ class TwinFlowScheduler(SchedulerMixin, ConfigMixin):
     def begin(self, index: int = 0) -> None:
         self.step_index = self.begin_index = index
         self.mixer: Mixer | None = None
+        self.noise: Tensor | None = None  # that a picture was mixed with, in image-to-image
         self.kept: Tensor | None = None  # the sample as it was returned, in the widest dtype
         self.asked = 0  # rows that the network was asked for since the last step
 
@@ -119,7 +120,7 @@ class TwinFlowScheduler(SchedulerMixin, ConfigMixin):
         same = self.kept is not None and torch.equal(self.kept.to(sample.dtype), sample)
         x = self.kept if same and self.kept is not None else path.widest(sample)
         if self.mixer is None:
-            fresh = self.noise_like or FreshNoise(row_seeds(0, sample.cpu()))
+            fresh = self.noise_like or FreshNoise(row_seeds(0, (sample if self.noise is None else self.noise).cpu()))
             self.mixer = Mixer(self.used.stochasticity, self.used.extrapolation, fresh)
         t = self.pairs()[0][i].to(x.device).expand(len(x))
         x = x.to(torch.promote_types(sample.dtype, torch.float32))
@@ -136,6 +137,7 @@ class TwinFlowScheduler(SchedulerMixin, ConfigMixin):
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor | None = None) -> Tensor:
         """The point of the path from the data `sample` to the noise at a timestep, as image-to-image begins."""
         assert noise is not None
+        self.noise = noise
         t = self.sigmas[self.index_of(timestep)].to(sample).expand(len(sample))
         return path.interpolate(sample, noise, t)
 

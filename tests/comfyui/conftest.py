@@ -15,7 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # helpers beside this file
-EXTRAS = ("custom_sampler", "model_advanced", "mask", "model_merging", "sd3")  # core's nodes that the tests use
+EXTRAS = ("custom_sampler", "model_advanced", "mask", "model_merging", "sd3", "latent")  # core's nodes that the tests use
 HOW = "set COMFYUI_PATH to a ComfyUI checkout and run `make test-comfyui` (COMFYUI_PYTHON names its interpreter)"
 
 
