@@ -37,10 +37,10 @@ from trainer.runs.run import averaged, shift_of  # noqa: E402
 from trainer.training import optimizers  # noqa: E402
 from trainer.training.loop import Job, Step  # noqa: E402
 from trainer.weights.trainee import Trainee  # noqa: E402
+from twinflow.atomic import write_text  # noqa: E402
 from twinflow.ema import EMA  # noqa: E402
 from twinflow.objective import Condition  # noqa: E402
 from twinflow.prompts import Prompt  # noqa: E402
-from twinflow.weights import write_atomically  # noqa: E402
 
 GIB = 2**30
 MARK = "<!-- benchmarks/gpu.py writes what follows -->"
@@ -293,11 +293,11 @@ def main() -> None:
                 rows[name] = own.result()
                 print(name, json.dumps(rows[name]), flush=True)
                 text = json.dumps(rows, indent=1)
-                write_atomically(given.output, lambda temporary, text=text: Path(temporary).write_text(text))
+                write_text(text, given.output)
     tables, head = page(rows), PAGE.read_text("utf-8").split(MARK)[0]
     print(tables)
     text = f"{head}{MARK}\n\n{tables}"
-    write_atomically(given.page, lambda temporary: Path(temporary).write_text(text, "utf-8"))
+    write_text(text, given.page)
 
 
 if __name__ == "__main__":

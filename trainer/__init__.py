@@ -37,5 +37,11 @@ class Diverged(TrainerError):
     code = 1
 
 
+class Lost(TrainerError):
+    """What was being written to has gone; nothing was wrong with the input."""
+
+    code = 1
+
+
 class Stopped(Exception):
     """The user asked to stop; what was trained is saved."""

@@ -17,6 +17,9 @@ from . import Stopped, TrainerError
 SILENT = {"-h", "--help", "--dry-run", "--plan"}  # options of what is written for others to read
 OF_THE_CARD = re.compile(r"CUDA|CUDNN|cuDNN|CUBLAS|NCCL|HIP error|MPS backend")
 AGAIN = "To go on, run the same command again."
+FIXES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space") | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS), "let it be writable"
+)
 
 
 def utf8() -> None:
@@ -120,7 +123,7 @@ def _outcome(act: Callable[[], None]) -> tuple[int, list[str]]:
         return 130, [f"stopped; what was encoded is kept. {AGAIN}"]
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        wanted = f"; free some space. {AGAIN}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        wanted = f"; {FIXES[error.errno]}. {AGAIN}" if error.errno in FIXES else ""
         return 1, [f"error: {named}{error.strerror or error}{wanted}"]
     except ImportError as error:
         return 1, [f"error: {_first_line(error)}; expected all that the trainer needs: pip install -U 'twinflow[trainer]'"]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .weights import WeightsError, write_atomically
+from .atomic import write_atomically
+from .weights import WeightsError
 
 MAGIC = b"GGUF"
 ARCHITECTURE, ALIGNMENT = "general.architecture", "general.alignment"

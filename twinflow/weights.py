@@ -6,8 +6,7 @@ The metadata of our files name their time conditioning and how to sample with th
 import json
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import __version__
+from .atomic import write_atomically
 from .plain_json import loads, one_line
 from .presets import Sampling
 from .time_embedding import TIME_RULES
@@ -164,40 +164,6 @@ def save_streamed(
                 file.write(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     write_atomically(path, write)
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
-    """Call write(temporary file), flush that to disk and put it in place of path: the old file or the new, never half."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        with open(temporary, "r+b") as file:  # Windows flushes only what may be written
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-            error.filename = str(path)  # what was to be written
-        raise
-    flush_folder(path.parent)
-
-
-def flush_folder(path: Path) -> None:
-    """Flush the names in a folder to disk, or a power cut could still undo a rename."""
-    if os.name == "posix":  # Windows cannot open a folder
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json(value, path: str | os.PathLike) -> None:
-    """value as indented JSON, atomically."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=2) + "\n", "utf-8"))
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ def test_a_full_disk_at_the_end_is_one_line_and_nothing_is_trained_twice(finishe
 @pytest.mark.parametrize("name", ["samples_base_1nfe.safetensors", "grid.png", "quality.md", "summary.md", "metrics.json"])
 def test_a_full_disk_while_judging_is_one_line_and_the_weights_are_kept(finished, tmp_path, tiny, monkeypatch, capsys, name):
     """While a file is written, and before it is there at all: both name the file that could not be written."""
-    import twinflow.weights as library
     from trainer.runs import drawing
+    from twinflow import atomic, weights
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", *([] if name.endswith(".safetensors") else [name]))
@@ -139,17 +139,17 @@ def test_a_full_disk_while_judging_is_one_line_and_the_weights_are_kept(finished
     def opened(path, *mode):
         return nullcontext(SimpleNamespace(write=full)) if name in str(path) else open(path, *mode)
 
-    mkstemp = library.tempfile.mkstemp
+    mkstemp = atomic.tempfile.mkstemp
     judged = name not in ("summary.md", "metrics.json")
     options = [*tiny, "--base", str(finished / "digits-lora" / "base.safetensors"), "--out", str(tmp_path), "--steps", "2",
                *(["--evaluate", "20"] if judged else [])]  # fmt: skip
     with monkeypatch.context() as patch:
         if name.endswith(".safetensors"):
-            patch.setattr(library, "open", opened, raising=False)
+            patch.setattr(weights, "open", opened, raising=False)
         elif judged:
             patch.setattr(drawing, "grid" if name == "grid.png" else "table", full)
         else:
-            patch.setattr(library.tempfile, "mkstemp", lambda **o: full() if name in o["prefix"] else mkstemp(**o))
+            patch.setattr(atomic.tempfile, "mkstemp", lambda **o: full() if name in o["prefix"] else mkstemp(**o))
         assert main("lora", options) == 1
     captured = capsys.readouterr()
     error = captured.err.strip().splitlines()[-1]

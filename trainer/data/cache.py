@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+from twinflow.atomic import remove_leftovers, write_text
 from twinflow.prompts import Prompt, load_prompts, save_prompts
-from twinflow.weights import WeightsError, load, read_header, save, write_atomically
+from twinflow.weights import WeightsError, load, read_header, save
 
 from .. import TrainerError
 from .image_files import Broken, pixels
@@ -124,6 +125,8 @@ class Cache:
     def fill(self, shots: Iterable[Shot], captions: Iterable[Caption], *, batch: int, share: tuple[int, int], quiet: bool):
         """Encode what is missing of this process' share (process, processes); each encoder is loaded, used, and freed."""
         try:
+            if share[0] == 0:
+                remove_leftovers(self.folder, "**/*")
             if self.image:
                 self._fill_latents(self._share(shots, self.latents_path, share), batch, quiet)
                 free()
@@ -176,7 +179,7 @@ class Cache:
                 self._write(self.caption_path(caption), lambda p, x=prompt: save_prompts(p, {"prompt": x}))
 
     def _note(self, shot: Shot, why: str) -> None:
-        self._write(self._fault_path(shot), lambda p: write_atomically(p, lambda t: Path(t).write_text(why, "utf-8")))
+        self._write(self._fault_path(shot), lambda p: write_text(why, p))
 
     @staticmethod
     def _write(path: Path, write: Callable[[Path], None]) -> None:

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from twinflow.atomic import write_json
 from twinflow.plain_json import loads
-from twinflow.weights import write_json
 
 from .image_files import remarks, size
 from .row import ImageFile

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from twinflow.atomic import write_json
 from twinflow.plain_json import loads, printable
-from twinflow.weights import write_json
 
 SHOWN = 3  # names a reason in the printed line; the file has all
 

@@ -4,6 +4,7 @@ The three colour channels of an image stand for latents; the prompts "a handwrit
 """
 
 import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..config import Settings
 from ..data.order import rows_at
 from ..data.prompts import Prompt as Asked
 from ..seeds import seed_of
+from ..training import checkpoint
 from ..training.log import Log
 from ..weights import origin
 from ..weights.inference import generate, load_trained, noise
@@ -121,11 +123,14 @@ class DigitsRun:
             cached = settings.run.out / "cache" / f"digits-{base_hash(settings)}"
             cached.mkdir(parents=True, exist_ok=True)
             base = cached / "base.safetensors"
-            with lock.held(cached, wait=True):  # of another run, which trains the same base
+            with lock.held(cached, wait=True) as lost:  # of another run, which trains the same base
                 accelerator.wait_for_everyone()
+                checkpoint.tidy(cached, main=accelerator.is_main_process)
                 own_log = Log(cached / "metrics.csv", accelerator, settings.logging.log_every)
                 if not base.exists():
-                    pretrain(self.base_plan(settings), settings, cached, accelerator, own_log)
+                    pretrain(self.base_plan(settings), settings, cached, accelerator, own_log, lost)
+                if accelerator.is_main_process:
+                    shutil.rmtree(cached / "checkpoints", ignore_errors=True)
             log.rows = own_log.rows + [row for row in log.rows if row["stage"] != "base"]
         model, prompts = known.load(base), load_prompts(base.parent / "prompts.safetensors")
         if missing := [name for name in NAMES if name not in prompts]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from twinflow.weights import write_atomically
+from twinflow.atomic import write_atomically
 
 from ..training.log import TERMS
 from .lettering import Lettering, drawable

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from twinflow.atomic import write_text
 from twinflow.backbones import emoji as known
 from twinflow.objective import Condition, Velocity
 from twinflow.presets import OBJECTIVES, SAMPLING, Sampling
@@ -198,7 +199,7 @@ class EmojiRun:
             save({"images": images}, path, {"prompts": json.dumps(texts)})
             told = told_apart(images, made[against])
             rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, texts), "c2st": told})
-        (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
+        write_text(drawing.table(rows) + "\n", folder / "quality.md")
         print(drawing.table(rows))
         return {"quality": rows}
 

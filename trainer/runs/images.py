@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from twinflow.atomic import write_atomically, write_text
 from twinflow.objective import Condition
-from twinflow.weights import write_atomically
 
 from .. import TrainerError, console, data
 from ..backbones import Backbone, sources
@@ -86,9 +86,9 @@ class ImageRun:
         if accelerator.is_main_process:
             (folder / "samples").mkdir(exist_ok=True)
             texts = [f"{i:02d}  {' '.join(row.text.split())}  ({row.note})" for i, row in enumerate(made, 1)]
-            (folder / "samples" / "prompts.txt").write_text("\n".join(texts) + "\n", "utf-8")
+            write_text("\n".join(texts) + "\n", folder / "samples" / "prompts.txt")
             table = [json.dumps(line(row, own[0]), ensure_ascii=False) for row, own in zip(made, shown)]
-            (folder / "samples" / "prompts.jsonl").write_text("\n".join(table) + "\n", "utf-8")
+            write_text("\n".join(table) + "\n", folder / "samples" / "prompts.jsonl")
         return PreparedImages(held[0], train, validation, made)
 
     def transformer(self, settings: Settings, accelerator: Accelerator) -> nn.Module:

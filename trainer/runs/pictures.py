@@ -15,9 +15,9 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from twinflow import __version__
+from twinflow.atomic import write_atomically
 from twinflow.plain_json import loads
 from twinflow.presets import Sampling
-from twinflow.weights import write_atomically
 
 
 def about(prompt: str, seed: int, sampling: Sampling, size: tuple[int, int], **more: Any) -> dict[str, Any]:

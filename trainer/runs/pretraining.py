@@ -1,6 +1,5 @@
 """The base of a model that is trained here: flow matching of the transformer and its prompts' tokens together."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +62,10 @@ class HasBase(Protocol):
         ...
 
 
-def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelerator, log: Log) -> int:
+def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelerator, log: Log, lost: Callable[[], bool]) -> int:
     """Train the base, from wherever an earlier call left it, and write its files into the folder; returns its steps.
 
+    lost: see training.loop.Job.
     A base that is a run of its own can be used from every save on, and can be gone on with after the last.
     """
     network, base, logging = plan.fresh(), settings.base, settings.logging
@@ -116,6 +116,7 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
         observe=observe if plan.preview and own else None,
         observe_every=logging.sample_every,
         keep_weights=keep_weights if own else None,
+        lost=lost,
     )
     values = train(
         job, accelerator, log, folder / "checkpoints",
@@ -126,7 +127,5 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
         plan.write(made, folder)
     if own:
         keep_weights(job.done, values)
-    elif main:
-        shutil.rmtree(folder / "checkpoints")
     accelerator.wait_for_everyone()
     return job.done

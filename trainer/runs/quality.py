@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from twinflow.atomic import write_text
 from twinflow.weights import save
 
 from . import drawing
@@ -27,7 +28,7 @@ def evaluate(made: Mapping[tuple[str, int], Tensor], labels: Tensor, folder: Pat
     for (stage, nfe), images in made.items():
         save({"images": images, "labels": labels}, folder / f"samples_{stage}_{nfe}nfe.safetensors")
         rows.append({"stage": stage, "nfe": nfe, **judge.metrics(images, labels), "c2st": told_apart(images, base)})
-    (folder / "quality.md").write_text(drawing.table(rows) + "\n", encoding="utf-8")
+    write_text(drawing.table(rows) + "\n", folder / "quality.md")
     print(drawing.table(rows))
     digits = labels.unique().tolist()
     across = min(ACROSS, int(labels.bincount()[digits].min()))

@@ -15,9 +15,10 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from twinflow.atomic import write_atomically, write_json
 from twinflow.ema import EMA
 from twinflow.plain_json import loads
-from twinflow.weights import file_order, save_streamed, write_atomically, write_json
+from twinflow.weights import file_order, save_streamed
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, trainable
@@ -48,8 +49,8 @@ def run(settings: Settings) -> None:
         return
     checks.check(settings)
     folder, changes = open_folder(settings)
-    with lock.held(folder):
-        distil(settings, known, run_of(known), folder, changes)
+    with lock.held(folder) as lost:
+        distil(settings, known, run_of(known), folder, changes, lost)
 
 
 def dry_run(settings: Settings) -> None:
@@ -107,10 +108,13 @@ def is_finished(step: int, wanted: int, weights: Path, folder: Path, changes: di
     return False
 
 
-def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes: dict[str, str]) -> None:
-    """All that is done in the folder."""
+def distil(
+    settings: Settings, known: Backbone, kind: Run, folder: Path, changes: dict[str, str], lost: Callable[[], bool]
+) -> None:
+    """All that is done in the folder, which may be lost meanwhile."""
     training, logging = settings.training, settings.logging
     accelerator = start_accelerator(settings, folder)
+    checkpoint.tidy(folder, main=accelerator.is_main_process)
     if changes:
         accelerator.print(f"other settings than before: {', '.join(changes.values())}")
     log = Log(folder / "metrics.csv", accelerator, logging.log_every)
@@ -171,6 +175,7 @@ def distil(settings: Settings, known: Backbone, kind: Run, folder: Path, changes
         observe_every=logging.sample_every,
         keep_weights=keep_weights,
         shift=shift_of(settings, known, prepared.model),
+        lost=lost,
     )
     with closing(log):
         values = train(
@@ -211,20 +216,21 @@ def run_base(settings: Settings) -> None:
     kind = run_of(backbone(settings.model))
     assert isinstance(kind, HasBase)  # else it is not wanted
     folder, changes = open_folder(settings)
-    with lock.held(folder):
-        make_base(settings, kind, folder, changes)
+    with lock.held(folder) as lost:
+        make_base(settings, kind, folder, changes, lost)
 
 
-def make_base(settings: Settings, kind: HasBase, folder: Path, changes: dict[str, str]) -> None:
-    """All that is done in the folder."""
+def make_base(settings: Settings, kind: HasBase, folder: Path, changes: dict[str, str], lost: Callable[[], bool]) -> None:
+    """All that is done in the folder, which may be lost meanwhile."""
     if changes:
         print(f"other settings than before: {', '.join(changes.values())}")
     accelerator = start_accelerator(settings, folder)
+    checkpoint.tidy(folder, main=accelerator.is_main_process)
     log = Log(folder / "metrics.csv", accelerator, settings.logging.log_every)
     write_json(settings.flat(), folder / "config.json")
     step = settings.base.steps
     if not (folder / "base.safetensors").exists() or checkpoint.newest(folder / "checkpoints"):
-        step = pretrain(kind.base_plan(settings), settings, folder, accelerator, log)
+        step = pretrain(kind.base_plan(settings), settings, folder, accelerator, log, lost)
     if accelerator.is_main_process:
         if step > settings.base.steps:
             print(f"{step} steps are trained already, more than --base-steps {settings.base.steps}: the base is of all of them")
@@ -270,9 +276,7 @@ def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tens
     weights = files.final(folder, settings.run.name)
     if main or sharding.is_sharded(trainee.network):
         if not write_weights(settings, trainee, best, weights, step, main=main):
-            raise TrainerError(
-                f"{weights} could not be saved; free some space and run the same command again, which goes on here"
-            )
+            raise TrainerError(f"{weights} could not be saved; mend that and run the same command again, which goes on here")
     if main:
         conclude(settings, kind, trainee, step, folder, log)
 

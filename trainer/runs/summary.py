@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from twinflow.atomic import write_text
 from twinflow.plain_json import printable
-from twinflow.weights import write_atomically
 
 from .. import shell
 from ..backbones import Backbone
@@ -50,7 +50,7 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
         "```\n" + "\n".join(f"{option}: {printable(shown(value))}" for option, value in settings.flat().items()) + "\n```",
     ]
     text = "\n\n".join(parts) + "\n"
-    write_atomically(folder / "summary.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
+    write_text(text, folder / "summary.md")
 
 
 def command(settings: Settings) -> list[list[str]]:

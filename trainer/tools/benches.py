@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
+from twinflow.atomic import write_atomically, write_json, write_text
 from twinflow.plain_json import loads
-from twinflow.weights import write_atomically, write_json
 
 from .. import TrainerError, shell
 from ..data import texts
@@ -100,7 +100,7 @@ def geneval(folder: Path, cases: list[Case], images: list[list[Path]]) -> str:
     for case, own in zip(cases, images):
         place = folder / case.name
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        write_atomically(place / "metadata.jsonl", lambda to, case=case: Path(to).write_text(case.line + "\n", "utf-8"))
+        write_text(case.line + "\n", place / "metadata.jsonl")
         for i, image in enumerate(own):
             write_atomically(place / "samples" / f"{i:04d}.png", lambda to, image=image: link(image, to))
     words = [str(folder.resolve()), "--outfile", "results.jsonl", "--model-path", "DETECTOR"]

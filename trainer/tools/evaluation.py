@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from twinflow.atomic import write_json
 from twinflow.plain_json import loads
-from twinflow.weights import write_json
 
 from .. import TrainerError
 from ..backbones import backbone

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from twinflow import __version__
-from twinflow.weights import write_atomically
+from twinflow.atomic import write_text
 
 from .. import TrainerError
 from ..runs.drawing import plt
@@ -62,7 +62,7 @@ def write(path: Path, about: dict[str, Any], table: list[dict[str, Any]], grids:
         about=about, table=table, colours=colours, charts=[(c, svg) for c in CHARTS if (svg := drawn(c, table, colours))],
         grids=[(prompt, inlined(file)) for prompt, file in grids], version=__version__,
     )  # fmt: skip
-    write_atomically(path, lambda temporary: Path(temporary).write_text(html, "utf-8"))
+    write_text(html, path)
 
 
 def number(value: float | None, places: int = 3) -> str:

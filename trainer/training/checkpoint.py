@@ -5,6 +5,7 @@ Every draw and the order of the data are functions of (seed, step), so no genera
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from twinflow.atomic import remove_leftovers
 from twinflow.ema import EMA
 from twinflow.weights import WeightsError, read_header, save
 
@@ -74,6 +76,14 @@ def write(
     for old in list_all(folder)[keep:] if main else ():
         sharded.remove(old) if old.is_dir() else old.unlink()
     return path
+
+
+def tidy(folder: Path, *, main: bool) -> None:
+    """Remove what killed processes left half done in a run's folder, which is locked; all but the main one leave it to that."""
+    if main:
+        remove_leftovers(folder, "**/*")
+        for path in (folder / "checkpoints").glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def list_all(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Saving where the disk may be full: a save that fails costs a line, never the run."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -38,9 +39,8 @@ def attempt(path: Path, size: int, write: Callable[[], object], say: Callable[[s
         write()
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
-        say(
-            f"{path} could not be saved ({why}): it takes {short(size)}; free some space there, or let --keep and "
-            "--keep-weights be smaller; what was saved before is still there"
-        )
+        full = getattr(error, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space there, or let --keep and --keep-weights be smaller" if full else "let that folder be writable"
+        say(f"{path} could not be saved ({why}): it takes {short(size)}; {fix}; what was saved before is still there")
         return False
     return True

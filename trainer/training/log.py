@@ -1,7 +1,9 @@
 """metrics.csv, the trackers (TensorBoard, Weights & Biases) and what the curves are drawn from."""
 
 import csv
-from collections.abc import Callable
+import io
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+
+from twinflow.atomic import append, write_text
 
 from .trackers import brief
 
@@ -23,10 +27,9 @@ class Log:
     def __init__(self, path: Path, accelerator: Accelerator, every: int):
         self.path, self.accelerator, self.every, self.failed = path, accelerator, every, False
         self.before, self.lost = 0, set[str]()  # steps of earlier stages, which W&B counts on from; trackers that failed
-        self.rows: list[dict] = []
-        if path.exists():
-            with open(path, newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows, damaged = read(path)
+        if damaged:
+            accelerator.print(f"{path}: {counted(damaged)} damaged and left out; training is not touched by that")
 
     def open_stage(self, stage: str, step: int, seconds: float) -> None:
         """Go on logging this stage after this step."""
@@ -34,10 +37,7 @@ class Log:
         self.before = max((int(r["step"]) for r in self.rows if r["stage"] != stage), default=0)
         self.rows = [r for r in self.rows if r["stage"] != stage or int(r["step"]) <= step]
         if self.accelerator.is_main_process:
-            with open(self.path, "w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(self.rows)
+            write_text(lines(self.rows, header=True), self.path)
 
     def step(
         self, step: int, seconds: float, rate: float, values: dict[str, float], *, now: bool = False,
@@ -51,8 +51,10 @@ class Log:
         row |= {name: f"{value:.6g}" for name, value in values.items()}
         self.rows.append(row)
         try:
-            with open(self.path, "a", newline="") as file:
-                csv.DictWriter(file, FIELDS).writerow(row)
+            if self.failed:
+                write_text(lines(self.rows, header=True), self.path)
+            else:
+                append(lines([row]), self.path)
             self.failed = False
         except OSError as error:  # a full disk, for one; it is said once
             if not self.failed:
@@ -86,3 +88,44 @@ class Log:
         """Let the trackers write what they have."""
         self.track(0, lambda tracker, at: tracker.finish())
         self.accelerator.trackers.clear()
+
+
+def read(path: Path) -> tuple[list[dict], list[int]]:
+    """The rows of a metrics.csv, by the fields that are known, and the numbers of lines that a fault has damaged."""
+    try:
+        first, *others = path.read_text("utf-8", errors="replace").splitlines() or [""]
+    except FileNotFoundError:
+        return [], []
+    names = first.split(",")
+    head = {"stage", "step", "seconds"} <= set(names)
+    rows, damaged = [], [] if head else [1]
+    for number, line in enumerate(others, 2):
+        row = dict(zip(names if head else FIELDS, values := line.split(",")))
+        row = {name: row.get(name, "") for name in FIELDS}
+        if len(values) == len(names if head else FIELDS) and is_whole(row):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def is_whole(row: dict[str, str]) -> bool:
+    """Whether a row is as step() writes it: a stage, its step and seconds, and numbers."""
+    try:
+        numbers = [float(text) for name, text in row.items() if text and name not in ("stage", "step")]  # seconds first
+        return row["stage"].isalpha() and int(row["step"]) > 0 and row["seconds"] != "" and math.isfinite(numbers[0])
+    except ValueError:
+        return False
+
+
+def lines(rows: Iterable[dict], *, header: bool = False) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def counted(numbers: list[int]) -> str:
+    return f"line {numbers[0]} is" if len(numbers) == 1 else f"{len(numbers)} lines (the first is {numbers[0]}) are"

@@ -25,8 +25,9 @@ from twinflow.ema import EMA
 from twinflow.objective import Batch, Condition, Loss, Networks, Objective, Velocity, draw, loss
 from twinflow.roles import share_out
 
-from .. import Diverged, Stopped
+from .. import Diverged, Lost, Stopped
 from ..config import Training
+from ..console import AGAIN
 from ..seeds import seed_of
 from ..tensors import deferred, sharding
 from . import checkpoint, optimizers
@@ -61,6 +62,7 @@ class Job:
     weights are sharded, else by the main one.
     keep_weights: called like observe at every save before the last step, for files that can be used; returns what it wrote.
     shift: factor by which the times of a batch of these latents are moved (see draws.shifted); None moves none.
+    lost: whether the run's folder was removed or moved away: training saves there once more, and stops.
     done: steps that lie behind when train returns; more than asked for where an earlier call was asked for more.
     """
 
@@ -80,6 +82,7 @@ class Job:
     observe_every: int = 0
     keep_weights: Callable[[int, dict[str, dict[str, Tensor]]], Path | None] | None = None
     shift: Callable[[Tensor], float] | None = None
+    lost: Callable[[], bool] = lambda: False
     done: int = 0
 
     @property
@@ -205,12 +208,18 @@ def train(
             usage = speed_and_memory(state, job.rows * accelerator.num_processes, accelerator.device)
             bar.set_postfix({k: f"{v:.3g}" for k, v in terms.items()} | usage, refresh=False)
             bar.update()
-            stop, weights = said_anywhere(interrupts.wanted, accelerator), None
+            lost = job.lost()
+            stop, weights = said_anywhere(interrupts.wanted or lost, accelerator), None
             if state.step % save_every == 0 or last or stop:
                 main = accelerator.is_main_process
                 checkpoint.write(state, folder, model, keep, main=main, say=tqdm.write)
                 weights = None if last else keep_weights()
                 accelerator.wait_for_everyone()
+            if lost:
+                raise Lost(
+                    f"{folder.parent} was removed or moved away at step {state.step} of {job.steps}; what is trained was saved "
+                    f"there again as {checkpoint.newest(folder) or 'nothing'}. {AGAIN}"
+                )
             if last or (job.observe_every and state.step % job.observe_every == 0):
                 look()
             if stop and state.step < job.steps:

@@ -19,8 +19,9 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from twinflow.atomic import flush_folder, write_json
 from twinflow.plain_json import loads
-from twinflow.weights import WeightsError, flush_folder, write_json
+from twinflow.weights import WeightsError
 
 from ..tensors import sharding
 from . import disk

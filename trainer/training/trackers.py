@@ -7,6 +7,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from twinflow.atomic import write_text
+
 from .. import TrainerError
 from ..config import Settings
 
@@ -53,7 +55,7 @@ def identity(folder: Path) -> str:
         return path.read_text("utf-8").strip()
     except OSError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made := uuid.uuid4().hex[:8], "utf-8")
+        write_text(made := uuid.uuid4().hex[:8], path)
         return made
 
 
