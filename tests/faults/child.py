@@ -1,8 +1,8 @@
 """A command in which a fault is brought about:  child.py FAULT MODULE ARGUMENT...
 
-FAULT is JSON.  under: the folder whose writes are counted: each opening of a file to be written, each new folder, rename, link
-and removal.  log: a file that gets a line for each.  at: the number of a write, from 1 on, or of all from there on where
-`on` is set.  do: what happens there: "kill", an error's name such as "ENOSPC", or "remove" (of the folder).
+FAULT is JSON.  under: the folder whose writes are counted: each opening of a file to be written, each new folder, rename,
+link and removal.  holds: what their paths hold.  log: a file that gets a line for each.  at: the number of a write, from 1
+on, or of all from there on where `on` is set.  do: what happens there: "kill", or an error's name such as "ENOSPC".
 delay: seconds after it.  clock: seconds by which the clock is set backwards at that write.
 """
 
@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import runpy
-import shutil
 import signal
 import sys
 import threading
@@ -30,8 +29,12 @@ TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Fault:
-    def __init__(self, at: int = 0, do: str = "", *, under: str, log: str = "", delay: float = 0.0, on: bool = False, clock=0):
-        self.at, self.do, self.under, self.delay, self.on, self.clock = at, do, os.path.realpath(under), delay, on, clock
+    def __init__(
+        self, at: int = 0, do: str = "", *, under: str, holds: str = "", log: str = "", delay: float = 0.0, on: bool = False,
+        clock: float = 0.0,
+    ):  # fmt: skip
+        self.at, self.do, self.under, self.holds = at, do, os.path.realpath(under), holds
+        self.delay, self.on, self.clock = delay, on, clock
         self.count, self.busy = 0, threading.local()
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else None
 
@@ -44,7 +47,7 @@ class Fault:
         else:
             paths = [args[k] for k in WRITES.get(event, ())]
         paths = [os.fsdecode(path) for path in paths if isinstance(path, (str, bytes, os.PathLike))]
-        if any(os.path.abspath(path).startswith(self.under) for path in paths):
+        if any(os.path.abspath(path).startswith(self.under) and self.holds in path for path in paths):
             self.busy.now = True
             try:
                 self.written(event, paths)
@@ -66,9 +69,6 @@ class Fault:
     def act(self, paths: list[str]) -> None:
         if self.do == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.do == "remove":
-            shutil.rmtree(self.under)
-            return
         code = getattr(errno, self.do)
         raise OSError(code, os.strerror(code), paths[0])
 
