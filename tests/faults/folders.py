@@ -83,7 +83,7 @@ def damaged_log(run: Run, wanted: Path, out: Path, files: Path) -> Iterator[tupl
     }
     for what, data in damages.items():
         log.write_bytes(data)
-        (folder / "metrics.json").unlink()
+        (folder / "metrics.json").unlink(missing_ok=True)
         code, text = run.run(out, files)
         line = next((line for line in text.splitlines() if "damaged" in line), "")
         fault = said(code, text) or (f"exit {code}: {last(text)}" if code else "" if run.same(out, wanted) else "other weights")
@@ -147,7 +147,7 @@ def linked(run: Run, wanted: Path, out: Path, files: Path) -> tuple[str, str]:
     (folder / ".lock").symlink_to(precious)
     code, text = run.run(out, files, seconds=60)
     if code == 0:  # it is finished, and holds nothing
-        (folder / "metrics.json").unlink()
+        (folder / "metrics.json").unlink(missing_ok=True)
         code, text = run.run(out, files)
     fault = fault or said(code, text) or ("" if code == 2 and "is a link" in text else f"a link as lock: exit {code}")
     return last(text), fault or ("" if precious.read_text() == "precious" else "the lock was written through a link")

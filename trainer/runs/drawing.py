@@ -96,8 +96,9 @@ def framed(row: Tensor, scale: int) -> np.ndarray:
 
 
 def losses(rows: list[dict], path: Path) -> None:
-    """The curves of metrics.csv: one panel a stage, one line a term, on a logarithmic scale."""
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    """The curves of metrics.csv: one panel a stage, one line a term, on a logarithmic scale.  None where it was lost."""
+    if not (stages := list(dict.fromkeys(row["stage"] for row in rows))):
+        return
     figure, axes = plt.subplots(1, len(stages), figsize=(6 * len(stages), 4), squeeze=False, layout="constrained")
     for stage, ax in zip(stages, axes[0]):
         own = [row for row in rows if row["stage"] == stage]

@@ -84,7 +84,7 @@ def pretrain(plan: Plan, settings: Settings, folder: Path, accelerator: Accelera
             (folder / "samples").mkdir(exist_ok=True)
             path = folder / "samples" / f"step-{step:06d}.png"
             drawing.grid(made, path, labels=plan.labels)
-            drawing.losses(log.rows, folder / "loss.png") if log.rows else None
+            drawing.losses(log.rows, folder / "loss.png")
             log.image("samples", path, step)
 
     def whole(values: dict[str, dict[str, Tensor]]) -> Base:

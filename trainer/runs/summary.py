@@ -31,6 +31,7 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
     losses = [
         {"loss": term, "training": number(last, term), "validation": number(last, f"validation_{term}")} for term in TERMS
     ]
+    logged = [row for row in losses if row["training"] or row["validation"]]
     times = ", ".join(f"{stage} {seconds / 60:.1f} min" for stage, seconds in metrics["seconds"].items())
     use = HOW["full" if settings.mode == "full" else settings.adapter.time]
     samplings = [f"{s.steps}: style {s.style}, stochasticity {s.stochasticity:g}" for s in backbone.sampling]
@@ -43,8 +44,7 @@ def write(settings: Settings, backbone: Backbone, folder: Path, rows: list[dict]
         "```\n" + shell.join(drawing_command(backbone, folder, settings.data.trigger.strip())) + "\n```",
         f"Recommended, by steps: {'; '.join(samplings)}.",
         "## Loss at the end",
-        drawing.table([row for row in losses if row["training"] or row["validation"]]),
-        "![loss](loss.png)",
+        *([drawing.table(logged), "![loss](loss.png)"] if logged else ["metrics.csv was lost."]),
         *(["## Samples", *images] if images else []),
         "## All settings",
         "```\n" + "\n".join(f"{option}: {printable(shown(value))}" for option, value in settings.flat().items()) + "\n```",
