@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -34,18 +33,16 @@ class Bench:
     """The runs that faults are brought about in, each finished once without any."""
 
     def __init__(self, root: Path):
-        self.root, self.took = root, dict[str, float]()
+        self.root = root
         self.runs = {run.name: run for run in (runs.images(root), runs.digits("lora"), runs.digits("full"), runs.sharded())}
 
     def wanted(self, run: runs.Run) -> Path:
         """The folder of the run that nothing happened to."""
         folder = self.root / f"{run.name}-whole"
-        if run.name not in self.took:
+        if not folder.exists():
             folder.mkdir()
-            began = time.monotonic()
             code, text = run.run(folder, self.root, *[dict(log=str(folder.with_suffix(".log")))] * run.processes)
             assert code == 0, text
-            self.took[run.name] = time.monotonic() - began
         return folder
 
     def out(self, name: str) -> Path:
@@ -54,24 +51,18 @@ class Bench:
         return path
 
 
-def killed(bench: Bench, count: int, seed: int) -> Iterator[Trial]:
+def killed(bench: Bench, count: int, seed: int, kinds: list[str]) -> Iterator[Trial]:
     """So many kills: of runs with caches and previews, of sharded ones, and of both on digits."""
-    shares = {"images": 0.4, "digits-sharded": 0.24, "digits-lora": 0.18, "digits-full": 0.18}
-    for name, share in shares.items():
-        run, of = bench.runs[name], round(count * share)
+    whole = sum(SHARES[name] for name in kinds)
+    for name in kinds:
+        run, of = bench.runs[name], round(count * SHARES[name] / whole)
         wanted = bench.wanted(run)
-        random = of // 3
-        for what, kill in kills.trials(run, wanted, bench.took[name], of - random, random, seed):
+        for what, kill in kills.trials(run, wanted, of - of // 3, of // 3, seed):
             fault = kills.trial(run, wanted, bench.root / f"{name}-killed", kill)
-            detail = f"{name}, " + (f"write {kill[0]} + {kill[1] * 1000:.0f} ms" if kill[0] else f"after {kill[3]:.1f} s")
-            yield (
-                Trial(f"SIGKILL, {what}", detail, "", "" if fault == "late" else fault)
-                if fault != "late"
-                else Trial("SIGKILL, after the end", detail, "", "")
-            )
+            yield Trial(f"SIGKILL, {what}", f"{name}, write {kill[0]} + {kill[1] * 1000:.0f} ms", "", fault)
 
 
-def full(bench: Bench, seed: int) -> Iterator[Trial]:
+def full(bench: Bench) -> Iterator[Trial]:
     run = bench.runs["images"]
     wanted = bench.wanted(run)
     size, where = disk.used(wanted), bench.root / "disk"
@@ -94,7 +85,7 @@ def full(bench: Bench, seed: int) -> Iterator[Trial]:
         yield Trial("permission lost", f"read-only once {when} is there: exit {code}", folders.last(text), fault)
 
 
-def happened(bench: Bench, seed: int) -> Iterator[Trial]:
+def happened(bench: Bench) -> Iterator[Trial]:
     digits, images = bench.runs["digits-lora"], bench.runs["images"]
     trials: dict[str, tuple[runs.Run, Callable[..., tuple[str, str]]]] = {
         "folder removed": (digits, folders.removed),
@@ -115,20 +106,22 @@ def happened(bench: Bench, seed: int) -> Iterator[Trial]:
         yield Trial("odd names", shown, line, fault)
 
 
-PARTS = {"kills": killed, "disk": full, "folder": happened}
+PARTS: dict[str, Callable[..., Iterator[Trial]]] = {"kills": killed, "disk": full, "folder": happened}
+SHARES = {"images": 0.4, "digits-sharded": 0.24, "digits-lora": 0.18, "digits-full": 0.18}  # of the kills
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="[50]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
+    parser.add_argument("--runs", nargs="+", choices=SHARES, default=[*SHARES], help="kinds that are killed [all]")
     parser.add_argument("--only", choices=PARTS, help="one part")
     given = parser.parse_args()
     table: dict[str, list[Trial]] = {}
     with tempfile.TemporaryDirectory(prefix="faults-") as root:
         bench = Bench(Path(root))
         for part in [given.only] if given.only else PARTS:
-            made = killed(bench, given.kills, given.seed) if part == "kills" else PARTS[part](bench, given.seed)
+            made = killed(bench, given.kills, given.seed, given.runs) if part == "kills" else PARTS[part](bench)
             for trial in made:
                 table.setdefault(trial.what, []).append(trial)
                 print(f"{trial.what}: {trial.detail}: {trial.fault or 'as it should be'}   {trial.line[:200]}", flush=True)
