@@ -92,8 +92,7 @@ def targets(model, layout: Layout | None) -> tuple[dict[str, Target], dict[str, 
         for module, behind in layout.names_behind(native).items():
             key = native[module].key
             for name, place in behind:
-                size = shapes[key][0] // 3
-                rows = None if place.third is None else (place.third * size, size)
+                rows = place.part.rows(shapes[key][0]) if place.part else None
                 found[name] = Target(key, rows, place.swapped)
     return found | {name.replace(".", "_"): target for name, target in found.items()}, shapes
 

@@ -84,7 +84,7 @@ def read_adapter(
             if f"{name}.".startswith(unused):
                 left += 1
                 continue
-            layer, part = layers[name], up if place.third is None else up.chunk(3)[place.third]
+            layer, part = layers[name], up.narrow(0, *place.part.rows(len(up))) if place.part else up
             shape = tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else "no linear layer"
             if up.shape[1] != len(down) or (len(part), down.shape[1]) != shape or name in adapter.modules:
                 raise refuse(

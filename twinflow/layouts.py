@@ -1,6 +1,7 @@
 """Names in files: one table of rules a backbone, between diffusers' names and those of ComfyUI's own class ("native").
 
-ComfyUI fuses q, k and v, renames most modules, and orders SD3.5's final scale and shift the other way round.  Whole
+ComfyUI fuses q, k and v, or a gate and what it gates, renames most modules, and orders SD3.5's final scale and shift the other way
+round.  Whole
 checkpoints go both ways, bit for bit; LoRAs use the same places.
 """
 
@@ -16,16 +17,28 @@ from torch import Tensor
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "extended_weights.", "pipe.dit.", "module.")
 
 
+class Part(NamedTuple):
+    """The rows of a fused module that one of those behind it has: the index-th of `of` equal parts."""
+
+    index: int
+    of: int
+
+    def rows(self, total: int) -> tuple[int, int]:
+        """(first, count) of all rows of the fused module."""
+        size = total // self.of
+        return self.index * size, size
+
+
 class Rule(NamedTuple):
     """The modules `diffusers` are `native` in ComfyUI.  {n} stands for a number, * for any text, the same on both sides.
 
-    third: which third of the native module (q, k, v), where it is fused.  swapped: the two halves of its output are
-    exchanged; "last": in the block of the highest number {n} only.
+    part: which rows of the native module, where it is fused.  swapped: the two halves of its output are exchanged; "last": in
+    the block of the highest number {n} only.
     """
 
     diffusers: str
     native: str
-    third: int | None = None
+    part: Part | None = None
     swapped: bool | Literal["last"] = False
 
 
@@ -38,10 +51,10 @@ class Parameter(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a diffusers module lies: the native module, which third of it (fused q, k, v) or None, halves exchanged or not."""
+    """Where a diffusers module lies: the native module, which part of it or None for all, halves exchanged or not."""
 
     module: str
-    third: int | None = None
+    part: Part | None = None
     swapped: bool = False
 
 
@@ -69,22 +82,22 @@ class Layout:
     def is_whole(self, module: str, last: int) -> bool:
         """Whether a diffusers module is all of its native one, in the same order, so that only its name changes."""
         place = self.place(module, last)
-        return place is None or (place.third is None and not place.swapped)
+        return place is None or (place.part is None and not place.swapped)
 
     def place(self, module: str, last: int) -> Place | None:
         """Of a diffusers module; None where the name is the same in both.  last: number of the last block."""
         for rule in self.rules:
             if match := _pattern(rule.diffusers).fullmatch(module):
-                return Place(_filled(rule.native, match), rule.third, _is_swapped(rule, match, last))
+                return Place(_filled(rule.native, match), rule.part, _is_swapped(rule, match, last))
         return None
 
     def to_native(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors under ComfyUI's names; those that have them already stay as they are.
 
-        Raises ValueError where one of q, k and v is missing.
+        Raises ValueError where a part of a fused module is missing.
         """
         out: dict[str, Tensor] = {}
-        thirds: dict[str, dict[int, Tensor]] = {}
+        fused: dict[str, dict[Part, Tensor]] = {}
         tensors = self.current(tensors)
         last = last_block(tensors)
         for key, tensor in tensors.items():
@@ -93,14 +106,14 @@ class Layout:
             to = self.place(module, last) if dot and parameter is None else None
             if to is None:
                 out[name] = tensor.flatten() if parameter and parameter.rows else tensor
-            elif to.third is None:
+            elif to.part is None:
                 out[f"{to.module}.{end}"] = exchanged(tensor) if to.swapped else tensor
             else:
-                thirds.setdefault(f"{to.module}.{end}", {})[to.third] = tensor
-        for key, parts in thirds.items():
-            if len(parts) != 3:
-                raise ValueError(f"{key} is made of q, k and v, but the file has {len(parts)} of the three: it is not complete")
-            out[key] = torch.cat([parts[i] for i in range(3)])
+                fused.setdefault(f"{to.module}.{end}", {})[to.part] = tensor
+        for key, parts in fused.items():
+            if len(parts) != (many := next(iter(parts)).of):
+                raise ValueError(f"{key} is made of {many} parts, but the file has {len(parts)} of them: it is not complete")
+            out[key] = torch.cat([parts[part] for part in sorted(parts)])
         for key, rank in self.ranks:
             if key in out:
                 out[key] = out[key].reshape(*[1] * (rank - out[key].ndim), *out[key].shape)
@@ -121,8 +134,8 @@ class Layout:
                 name, parameter = self._whole(key, "native", "diffusers")
                 out[name] = tensor.reshape(parameter.rows, -1) if parameter and parameter.rows else tensor
                 continue
-            parts = tensor.chunk(3) if len(behind[module]) == 3 else (tensor,)
-            for (name, place), part in zip(behind[module], parts, strict=True):
+            for name, place in behind[module]:
+                part = tensor.narrow(0, *place.part.rows(tensor.shape[0])) if place.part else tensor
                 out[f"{name}.{end}"] = exchanged(part) if place.swapped else part
         return out
 
@@ -150,13 +163,13 @@ class Layout:
         return key, None
 
     def names_behind(self, native: Iterable[str]) -> dict[str, list[tuple[str, Place]]]:
-        """The diffusers modules (one, or q, k, v) that make up each of these native modules, where their names differ."""
+        """The diffusers modules (one, or several parts) that make up each of these native modules, where their names differ."""
         native = dict.fromkeys(native)
         last, behind = last_block(native), {}
         for module in native:
             for rule in self.rules:
                 if match := _pattern(rule.native).fullmatch(module):
-                    place = Place(module, rule.third, _is_swapped(rule, match, last))
+                    place = Place(module, rule.part, _is_swapped(rule, match, last))
                     behind.setdefault(module, []).append((_filled(rule.diffusers, match), place))
         return behind
 
@@ -187,7 +200,7 @@ def last_block(names: Iterable[str]) -> int:
 
 def fused(diffusers: str, native: str) -> tuple[Rule, ...]:
     """q, k and v in one native module; $ stands for their letter in `diffusers`."""
-    return tuple(Rule(diffusers.replace("$", letter), native, third) for third, letter in enumerate("qkv"))
+    return tuple(Rule(diffusers.replace("$", letter), native, Part(i, 3)) for i, letter in enumerate("qkv"))
 
 
 def bare(key: str) -> str:

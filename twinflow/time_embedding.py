@@ -94,6 +94,13 @@ class TwoTimeEmbedder(nn.Module):
         finally:
             self.expect(outer)
 
+    def row_by_row(self, call: Callable[[int], Result], rows: int) -> list[Result]:
+        """call(i), a forward of the i-th of so many rows alone, for each of them, with its own of the pair that waits."""
+        pair = self.expect(None)
+        if pair is None:
+            return [call(i) for i in range(rows)]
+        return [self.at(pair.t[i : i + 1], pair.r[i : i + 1], call, i, beside=pair.beside) for i in range(rows)]
+
     def expect(self, pair: Pair | None) -> Pair | None:
         """For hosts whose forward cannot be made within at: the pair of the next one, or none; returns the one before."""
         before, self._waiting.pair = self._waiting.pair, pair

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from trainer.backbones import flux2_klein, krea2, openuni, qwen_image, qwen_image_edit, sana, sd3, z_image
+from trainer.backbones import flux2_klein, krea2, openuni, qwen_image, qwen_image_21, qwen_image_edit, sana, sd3, z_image
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 FAMILIES = {  # our backbone and the file of the goldens with its transformer's settings
@@ -24,6 +24,7 @@ FAMILIES = {  # our backbone and the file of the goldens with its transformer's 
     "sd3.5": (sd3.BACKBONES["sd3.5"], "sd3"),
     "flux2-klein": (flux2_klein.BACKBONES["flux2-klein"], "flux2"),
     "krea2": (krea2.BACKBONES["krea2"], "krea2"),
+    "qwen-image-2.1": (qwen_image_21.BACKBONES["qwen-image-2.1"], "qwen21"),
     "sana": (sana.BACKBONES["sana"], "sana"),
     "openuni": (openuni.BACKBONES["openuni"], "sana"),
 }
@@ -59,7 +60,7 @@ def family(request):
 
 def made(backbone, config):
     cls = getattr(diffusers, backbone.transformer_class)
-    widths = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
+    widths = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim", "context_in_dim")
     text = next(config[k] for k in widths if k in config) * (KREA_TAPS if backbone.name == "krea2" else 1)
     packed = cls in (diffusers.QwenImageTransformer2DModel, diffusers.Krea2Transformer2DModel)
     channels = 16 if packed else config["in_channels"]
@@ -156,15 +157,19 @@ def text_parts(family):
     """The pipeline's text components."""
     name, width = family.backbone.name, family.text
     small = dict(intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
-    if name.startswith("qwen-image"):
+    if name in ("qwen-image", "qwen-image-edit"):
         return dict(text_encoder=qwen_vl(width), tokenizer=qwen_tokenizer())
     if name.startswith("flux2"):  # which reads the 9th, 18th and 27th layer
         small |= dict(num_hidden_layers=28, hidden_size=width // 3, vocab_size=300)
         return dict(text_encoder=transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**small)), tokenizer=qwen_tokenizer())
-    if name == "krea2":
-        small |= dict(num_hidden_layers=36, hidden_size=width // KREA_TAPS, vocab_size=300, head_dim=128)
+    if name in ("krea2", "qwen-image-2.1"):
+        whole, layers, width = (False, 36, width // KREA_TAPS) if name == "krea2" else (True, 3, width)
+        small |= dict(num_hidden_layers=layers, hidden_size=width, vocab_size=300, head_dim=128)
         vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, deepstack_visual_indexes=[0])
-        config = transformers.Qwen3VLConfig(text_config=small, vision_config=vision | dict(out_hidden_size=width // KREA_TAPS))
+        config = transformers.Qwen3VLConfig(text_config=small, vision_config=vision | dict(out_hidden_size=width))
+        if whole:
+            encoder, processor = transformers.Qwen3VLForConditionalGeneration(config), qwen_image_21.Processor(qwen_tokenizer())
+            return dict(text_encoder=encoder, processor=processor)
         return dict(text_encoder=transformers.Qwen3VLModel(config), tokenizer=qwen_tokenizer())
     if name == "z-image":
         encoder = transformers.Qwen3Model(transformers.Qwen3Config(hidden_size=width, vocab_size=300, **small))
@@ -183,6 +188,12 @@ def text_parts(family):
 
 def autoencoder(family):
     name = family.backbone.name
+    if name == "qwen-image-2.1":
+        means, deviations = torch.linspace(-0.5, 0.5, 64).tolist(), torch.linspace(0.5, 2, 64).tolist()
+        return diffusers.AutoencoderKLQwenImage21(
+            base_dim=4, decoder_base_dim=4, num_res_blocks=1, dim_mult=[1, 1, 2, 2, 2], latents_mean=means,
+            latents_std=deviations,
+        )  # fmt: skip
     if name.startswith("qwen-image") or name == "krea2":
         means, deviations = torch.linspace(-0.5, 0.5, 16).tolist(), torch.linspace(0.5, 2, 16).tolist()
         return diffusers.AutoencoderKLQwenImage(
@@ -208,6 +219,15 @@ def autoencoder(family):
     )  # fmt: skip
 
 
+def bare_pipeline(family, transformer):
+    """diffusers' own with this transformer, without encoders."""
+    cls = getattr(diffusers, family.backbone.pipeline_class)
+    others = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name != "transformer")
+    if family.backbone.name == "qwen-image-2.1":  # which asks its processor as it is made
+        others["processor"] = qwen_image_21.Processor(qwen_tokenizer())
+    return cls(**others, transformer=transformer)
+
+
 def published(family, folder):
     """A whole tiny model as diffusers saves it, and its pipeline."""
     with torch.random.fork_rng():
@@ -217,6 +237,9 @@ def published(family, folder):
         pictures = transformers.Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 84)
         pictures.save_pretrained(folder / "processor")
         parts["processor"] = None
+    for name, part in parts.items():
+        if isinstance(part, qwen_image_21.Processor):  # transformers' own wants torchvision
+            part.tokenizer.save_pretrained(folder / name)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     if family.backbone.name == "sana":
         scheduler = diffusers.DPMSolverMultistepScheduler()

@@ -2,7 +2,6 @@
 
 import json
 
-import diffusers
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from trainer.weights.lora_file import read_adapter
 from twinflow.backbones import Modules, of_modules
 from twinflow.weights import load, read_header, save
 
+from .conftest import bare_pipeline
 from .test_files import trained
 from .test_merge import named
 
@@ -96,21 +96,23 @@ def test_a_lora_there_and_back(family, mode, to, tmp_path):
     assert all(name.startswith(start) for name in read_header(out).tensors)
 
 
-def test_a_fused_lora_goes_to_three_and_is_fused_again(family, tmp_path):
-    """q, k and v that share their A, as files with ComfyUI's names have them."""
+def test_a_fused_lora_goes_to_its_parts_and_is_fused_again(family):
+    """Those that share their A, as files with ComfyUI's names have them."""
     from trainer.tools.loras import to_native
     from trainer.weights.lora_file import Pair
 
-    last = family.plain()
-    thirds = [n for n, m in last.named_modules() if isinstance(m, torch.nn.Linear) and family.backbone.core.layout.place(n, 99)]
-    thirds = [n for n in thirds if family.backbone.core.layout.place(n, 99).third is not None][:3]
-    if not thirds:
+    layout, last = family.backbone.core.layout, family.plain()
+    places = {n: layout.place(n, 99) for n, m in last.named_modules() if isinstance(m, torch.nn.Linear)}
+    parts = {n: place for n, place in places.items() if place and place.part}
+    if not parts:
         assert family.backbone.core.name in ("qwen-image", "qwen-image-edit", "krea2", "sana", "openuni")  # that fuse nothing
         return
-    width = last.get_submodule(thirds[0]).weight.shape
+    first = next(iter(parts.values()))
+    names = [n for n, place in parts.items() if place.module == first.module]
+    width = last.get_submodule(names[0]).weight.shape
     down = torch.randn(2, width[1])
-    (pair,) = to_native(family.backbone.core.layout, {n: Pair(down, torch.randn(width[0], 2)) for n in thirds}).values()
-    assert pair.down.shape == down.shape and pair.up.shape == (3 * width[0], 2)
+    (pair,) = to_native(layout, {n: Pair(down, torch.randn(width[0], 2)) for n in names}).values()
+    assert pair.down.shape == down.shape and pair.up.shape == (first.part.of * width[0], 2) and len(names) == first.part.of
 
 
 def test_an_adapter_keeps_its_embedder(family, tmp_path, capsys):
@@ -215,9 +217,7 @@ def test_diffusers_loads_a_converted_lora(family, tmp_path):
     family.plain().save_pretrained(tmp_path / "base")
     _, path = trained(family, "lora-fold", tmp_path)
     out = converted(path, tmp_path / "o.safetensors", "--to", "diffusers", "--base", tmp_path / "base")
-    cls = getattr(diffusers, family.backbone.pipeline_class)
-    others = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name != "transformer")
-    pipeline = cls(**others, transformer=family.plain())
+    pipeline = bare_pipeline(family, family.plain())
     pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
     modules = {name for name, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
     assert modules == set(family.backbone.lora_targets(family.plain(), "all"))

@@ -24,7 +24,9 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
     """The pipeline encodes all prompts at once, padded; ours come one by one, without padding."""
     pipe, name = whole.pipeline, family.backbone.name
     with torch.no_grad():
-        if name.startswith("qwen-image"):
+        if name == "qwen-image-2.1":
+            embeds, mask, _ = pipe.encode_prompt(PROMPTS)
+        elif name.startswith("qwen-image"):
             embeds, mask = pipe.encode_prompt(PROMPTS)
         elif name == "z-image":
             rows, _ = pipe.encode_prompt(list(PROMPTS), do_classifier_free_guidance=False)
@@ -46,7 +48,7 @@ def test_prompts_are_those_of_the_pipeline(family, whole, encoded):
             embeds, mask = torch.cat([embeds, nothing[:1]]), torch.cat([mask, nothing_mask[:1]])
     for i, prompt in enumerate(encoded):
         row = embeds[i]
-        if name in ("qwen-image", "qwen-image-edit", "krea2", "sana") and mask is not None:
+        if name in ("qwen-image", "qwen-image-edit", "qwen-image-2.1", "krea2", "sana") and mask is not None:
             row = row[mask[i].bool()]
         elif name == "z-image":
             row = rows[i]
@@ -106,6 +108,7 @@ def reference_latents(pipe, name, x):
     vae = pipe.vae
     with torch.no_grad():
         if name.startswith("qwen-image") or name == "krea2":
+            x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1), value=1.0) if name == "qwen-image-2.1" else x  # opaque
             z = vae.encode(x.unsqueeze(2)).latent_dist.mode()
             mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
             return ((z - mean) / std)[:, :, 0]
@@ -146,8 +149,10 @@ def test_decoding_is_the_pipeline_s(family, whole):
         return pipe(**options, generator=torch.Generator().manual_seed(0), output_type=output).images
 
     latents, wanted = run("latent"), run("pt")
-    if name == "qwen-image":
+    if name.startswith("qwen-image"):
         latents = pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor)[:, :, 0]
+    if name == "qwen-image-2.1":
+        wanted = wanted[:, :3] * wanted[:, 3:] + 1 - wanted[:, 3:]  # on white
     if name == "krea2":
         latents = pipe._unpack_latents(latents, side, side)[:, :, 0]
     if name == "flux2-klein":

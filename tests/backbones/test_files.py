@@ -1,6 +1,5 @@
 """What each mode writes, read back by us and, where it is a classic LoRA, by diffusers: the same samples."""
 
-import diffusers
 import pytest
 import torch
 
@@ -9,6 +8,8 @@ from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Plain, Trainee, VelocityModel
 from twinflow.presets import SAMPLING
 from twinflow.weights import WeightsError, load, read_header, save
+
+from .conftest import bare_pipeline
 
 MODES = {
     "lora-two": dict(mode="lora", time="two", rank=2, alpha=3.0, targets="attention"),
@@ -49,9 +50,7 @@ def test_a_file_read_back_gives_the_same_samples(family, mode, tmp_path):
 def test_a_classic_lora_in_diffusers(family, tmp_path):
     """Every module is applied, and the pipeline's transformer then samples as ours does."""
     made, path = trained(family, "lora-fold", tmp_path)
-    cls = getattr(diffusers, family.backbone.pipeline_class)
-    others = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name != "transformer")
-    pipeline = cls(**others, transformer=family.plain())
+    pipeline = bare_pipeline(family, family.plain())
     pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
     modules = {name for name, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
     assert modules == set(family.backbone.lora_targets(family.plain(), "all"))
@@ -67,7 +66,7 @@ def test_names(family, tmp_path):
     names = read_header(path).tensors
     assert read_header(path).metadata["twinflow.time"] == "two" and not [name for name in names if "alpha" in name]
     lora = {name for name in names if ".lora_" in name}
-    prefix = "transformer." if backbone.name in ("sd3.5", "flux2-klein", "krea2", "sana", "openuni") else "diffusion_model."
+    prefix = "diffusion_model." if backbone.name in ("qwen-image", "qwen-image-edit", "z-image") else "transformer."
     assert lora == {f"{prefix}{m}.lora_{h}.weight" for m in backbone.lora_targets(family.plain(), "attention") for h in "AB"}
     second = {name.removeprefix("diffusion_model.") for name in names.keys() - lora}
     if backbone.core.layout.rules or backbone.core.name.startswith("qwen"):

@@ -1,6 +1,5 @@
 """What trainer.inspect says of files of every family, and that diffusers does what it says."""
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,6 +7,7 @@ from safetensors.torch import save_file
 from trainer.inspect import main
 from twinflow.weights import load, read_header, save
 
+from .conftest import bare_pipeline
 from .forms import written
 from .test_convert import gguf, in_folder
 from .test_files import trained
@@ -69,15 +69,13 @@ def test_without_metadata_the_modules_tell(family, tmp_path, capsys):
 def test_diffusers_does_as_is_said(family, tmp_path, capsys):
     """It refuses an adapter, drops an embedder, takes a LoRA behind transformer. whole."""
     _, adapter = trained(family, "lora-two", tmp_path)
-    cls = getattr(diffusers, family.backbone.pipeline_class)
-    others = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name != "transformer")
     with pytest.raises(ValueError):
-        cls(**others, transformer=family.plain()).load_lora_weights(str(tmp_path), weight_name=adapter.name)
+        bare_pipeline(family, family.plain()).load_lora_weights(str(tmp_path), weight_name=adapter.name)
     tensors = {name: t for name, t in load(adapter).items() if ".lora_" in name}
     plain = {f"transformer.{name.removeprefix(family.backbone.prefix)}": t for name, t in tensors.items()}
     save(plain, tmp_path / "plain.safetensors")
     assert "load_lora_weights applies it" in told(tmp_path / "plain.safetensors", capsys)
-    pipeline = cls(**others, transformer=family.plain())
+    pipeline = bare_pipeline(family, family.plain())
     pipeline.load_lora_weights(str(tmp_path), weight_name="plain.safetensors")
     applied = {name for name, m in pipeline.transformer.named_modules() if hasattr(m, "lora_A")}
     assert applied == set(family.backbone.lora_targets(family.plain(), "attention"))

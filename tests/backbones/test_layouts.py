@@ -8,7 +8,7 @@ from twinflow.layouts import blocks
 from .conftest import families
 
 renamed = families(lambda backbone: backbone.core.layout.rules)
-fused = families(lambda backbone: backbone.name in ("z-image", "sd3.5", "flux2-klein"))
+fused = families(lambda backbone: backbone.name in ("z-image", "sd3.5", "flux2-klein", "qwen-image-2.1"))
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "two"])
@@ -53,6 +53,10 @@ def test_native_names_and_order(family, tensors):
         scale, shift = tensors["norm_out.linear.weight"].chunk(2)
         assert torch.equal(native["final_layer.adaLN_modulation.1.weight"], torch.cat([shift, scale]))
         assert not [name for name in native if "transformer" in name or "linear_" in name]
+    if family.backbone.name == "qwen-image-2.1":
+        parts = [tensors[f"transformer_blocks.1.img_mlp.{name}.weight"] for name in ("gate_layer", "proj")]
+        assert torch.equal(native["transformer_blocks.1.img_mlp.gate_up.weight"], torch.cat(parts))
+        assert len(native) == len(tensors) - 2  # in each of its two blocks one less
     if family.backbone.name == "krea2":
         table = tensors["transformer_blocks.1.scale_shift_table"]
         assert torch.equal(native["blocks.1.mod.lin"], table.flatten()) and native["last.modulation.lin"].shape == (2, 32)
@@ -77,8 +81,9 @@ def test_native_names_and_order(family, tensors):
 
 
 @fused
-def test_an_incomplete_q_k_v_is_an_error(family, tensors):
+def test_an_incomplete_part_is_an_error(family, tensors):
     name = {"z-image": "layers.0.attention.to_k.weight", "sd3.5": "transformer_blocks.0.attn.add_k_proj.bias"}
     name |= {"flux2-klein": "transformer_blocks.0.attn.to_v.weight"}
-    with pytest.raises(ValueError, match="has 2 of the three"):
+    name |= {"qwen-image-2.1": "transformer_blocks.0.img_mlp.proj.weight"}
+    with pytest.raises(ValueError, match=r"is made of ([23]) parts, but the file has [12] of them"):
         family.backbone.to_file({k: t for k, t in tensors.items() if k != name[family.backbone.name]})

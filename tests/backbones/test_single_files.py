@@ -38,15 +38,15 @@ def qwen3(cls=transformers.Qwen3Model, layers=3, width=64):
     return cls(transformers.Qwen3Config(hidden_size=width, vocab_size=300, rope_theta=1e6, **small))
 
 
-def qwen3_vl(width):
+def qwen3_vl(width, cls=transformers.Qwen3VLModel, layers=36):
     text = dict(
-        hidden_size=width, intermediate_size=32, num_hidden_layers=36, num_attention_heads=2, num_key_value_heads=1,
+        hidden_size=width, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1,
         head_dim=128, vocab_size=300, rope_theta=5e6, max_position_embeddings=262_144,
         rope_scaling={"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
     )  # fmt: skip
     vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=width)
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=vision | dict(deepstack_visual_indexes=[0]))
-    return transformers.Qwen3VLModel(config)
+    return cls(config)
 
 
 def clip(layers, activation, pooled):
@@ -67,6 +67,9 @@ def t5():
 def encoders_of(family):
     """The networks by part, with names and tensors as ComfyUI's files have them."""
     name = family.backbone.name
+    if name == "qwen-image-2.1":
+        model = qwen3_vl(family.text, transformers.Qwen3VLForConditionalGeneration, 3)
+        return {"text_encoder": (model, dict(model.state_dict()))}
     if name.startswith("qwen-image"):
         model = qwen25_vl()
         bare = lambda key: key.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
@@ -93,6 +96,9 @@ def encoders_of(family):
 
 def vae_of(family):
     """The autoencoder, with the names and tensors of ComfyUI's file."""
+    if family.backbone.name == "qwen-image-2.1":
+        vae = diffusers.AutoencoderKLQwenImage21(base_dim=8, decoder_base_dim=8)
+        return vae, {wan22_name(key): with_time(key, t) for key, t in vae.state_dict().items()}
     if family.backbone.name.startswith("qwen-image") or family.backbone.name == "krea2":
         vae = diffusers.AutoencoderKLQwenImage(base_dim=8)
         return vae, {wan_name(key): t for key, t in vae.state_dict().items()}
@@ -132,6 +138,21 @@ def wan_name(key):
         (r"\.norm1\.", ".residual.0."), (r"(\d)\.conv1\.", r"\1.residual.2."), (r"\.norm2\.", ".residual.3."),
         (r"(\d)\.conv2\.", r"\1.residual.6."), (r"\.conv_shortcut\.", ".shortcut."),
     )  # fmt: skip
+
+
+def wan22_name(key):
+    """Of one of AutoencoderKLQwenImage21's tensors, in the file that ComfyUI reads: the names of Wan 2.2's."""
+    last = {"down": 2, "up": 3}  # a level's resnets
+    inner = lambda m: f"{m[1]}samples.{m[2]}.{m[1]}samples.{last[m[1]] if m[3] == f'{m[1]}sampler.' else m[4]}."
+    return replaced(
+        wan_name(re.sub(r"(up|down)_blocks", r"\1_levels", key)),
+        (r"(down|up)_levels\.(\d)\.(downsampler\.|upsampler\.|resnets\.(\d)\.)", inner),
+    )
+
+
+def with_time(key, t):
+    """A kernel as Wan 2.2's are, of one frame; those that change the size are of pictures in both."""
+    return t.unsqueeze(2) if t.ndim == 4 and key.endswith("weight") and not re.search("resample|attentions", key) else t
 
 
 def ldm_name(key):
@@ -308,7 +329,7 @@ def test_without_a_tokenizer_anywhere(family, comfy, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     _, files = comfy
     texts = listed(*(file for part, file in files.items() if part != "vae"))
-    with pytest.raises(TrainerError, match="file0.safetensors.* hold no tokenizer.*could not be fetched") as error:
+    with pytest.raises(TrainerError, match="file0.safetensors.* hold no (tokenizer|processor).*could not be fetched") as error:
         family.backbone.text_encoder(texts)
     assert "\n" not in str(error.value)
 

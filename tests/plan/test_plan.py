@@ -10,7 +10,7 @@ from torch import nn
 
 from trainer import TrainerError
 from trainer.backbones import backbone, trainable
-from trainer.backbones.sources import with_exact
+from trainer.backbones.sources import in_dtype, with_exact
 from trainer.cli import main
 from trainer.config import resolve
 from trainer.plan import memory, table
@@ -29,7 +29,7 @@ PUBLISHED = [name for name in trainable() if name not in ("digits", "emoji")]
 def real(tiny, wanted):
     """The trainee of a real model in the dtype of the settings."""
     torch.manual_seed(0)
-    return Trainee(tiny, with_exact(tiny.skeleton().to(wanted.torch_dtype)), wanted)
+    return Trainee(tiny, with_exact(in_dtype(tiny.skeleton(), wanted.torch_dtype)), wanted)
 
 
 def nbytes(tensors):
@@ -48,6 +48,8 @@ def nbytes(tensors):
         ("flux2-klein-edit", 3.88, 7.2),
         ("krea2", 12.82, 23.9),
         ("krea2-turbo", 12.82, 23.9),
+        ("qwen-image-2.1", 7.12, 13.3),
+        ("qwen-image-2.1-turbo", 7.12, 13.3),
         ("sd3.5", 2.24, 4.2),
         ("sd3.5-large", 8.06, 15.0),
         ("sana-0.6b", 0.59, 1.1),
@@ -122,7 +124,7 @@ def test_a_real_step_allocates_as_planned(name, change):
         assert planned.items.get(item, 0) == pytest.approx(real_bytes, rel=0.05), item
 
 
-WIDTHS = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim")
+WIDTHS = ("joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim", "context_in_dim")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -27,6 +27,9 @@ CONFIGS = {
         text_hidden_dim=32, text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=128,
         num_text_layers=4, axes_dims_rope=(8, 12, 12),
     ),
+    "qwen-image-2.1": dict(
+        num_layers=3, num_attention_heads=2, attention_head_dim=32, context_in_dim=48, axes_dims_rope=(8, 12, 12)
+    ),
     "sana": dict(
         num_layers=3, num_attention_heads=2, attention_head_dim=32, num_cross_attention_heads=2, cross_attention_head_dim=32,
         cross_attention_dim=64, caption_channels=48, sample_size=4,

@@ -21,16 +21,17 @@ def names() -> list[str]:
     return [USUAL, *(own.value for own in attention_dispatch.AttentionBackendName)]
 
 
-def check(name: str, model: nn.Module, masked: bool, device: torch.device) -> None:
+def check(name: str, model: nn.Module, masked: bool, device: torch.device, own: bool = False) -> None:
     """Raises TrainerError where training with this attention cannot be.
 
-    model: of the kind that is trained, weights or none.  masked: whether it masks padded text.
+    model: of the kind that is trained, weights or none.  masked: whether it masks padded text.  own: whether it asks no other
+    while it is trained.
     """
     if name == USUAL:
         return
     if name not in names():
         raise TrainerError(f"--attention is {name!r}; expected one of {', '.join(names())}")
-    if not processors(model):
+    if own or not processors(model):
         raise TrainerError(
             f"--attention {name}: diffusers' {type(model).__name__} calls PyTorch's attention itself; expected "
             f"--attention {USUAL}"

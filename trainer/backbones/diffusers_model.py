@@ -30,15 +30,9 @@ from . import encoder_sources, single_files, sources
 from .images import ImageCodec
 from .shifts import Shift
 from .sizes import LONGEST, Size
+from .sources import class_of
 
 FRAME = 256  # bytes around a caption, at most: a template, start and end
-
-
-def class_of(name: str) -> Any:
-    """Raises TrainerError where this diffusers has none."""
-    if found := getattr(diffusers, name, None):
-        return found
-    raise TrainerError(f"diffusers {diffusers.__version__} has no {name}; expected a newer one (pip install -U diffusers)")
 
 
 class PipelineEncoder:
@@ -214,16 +208,21 @@ class DiffusersBackbone:
         files = encoder_sources.single(source, self.text_kinds)
         rest = tuple(part for part in self.text_parts if part not in files)
         try:
-            root, cls = self.parts_of(source, rest), class_of(self.pipeline_class)
+            root = self.parts_of(source, rest)
         except TrainerError as error:
             if not files:
                 raise
             names = ", ".join(file.name for file in files.values())
             raise TrainerError(f"--encoders: {names} hold no {', '.join(rest)}, and {error}") from None
         made = {part: single_files.build(self.single[part], file, dtype, sees=self.edits) for part, file in files.items()}
-        absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in self.text_parts)
-        pipeline = load_part(lambda: cls.from_pretrained(root, torch_dtype=dtype, **absent, **made), root, rest)
+        pipeline = load_part(lambda: self.pipeline(root, rest, torch_dtype=dtype, **made), root, rest)
         return PipelineEncoder(pipeline, self.encode_prompt).to(device)
+
+    def pipeline(self, root: Path, parts: tuple[str, ...], **given: Any) -> Any:
+        """diffusers' own, of these parts of a folder and what is given, without all others."""
+        cls = class_of(self.pipeline_class)
+        absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in (*parts, *given))
+        return cls.from_pretrained(root, **absent, **given)
 
     def token_counter(self, source: str = "") -> Callable[[str], dict[str, tuple[int, int]]]:
         """Its tokenizers are loaded for the first caption that may be too long: a token is a byte or more."""
@@ -232,9 +231,8 @@ class DiffusersBackbone:
         @cache
         def tokenizers() -> Any:
             parts = tuple(part for part in self.text_parts if part.startswith("tokenizer"))
-            root, cls = self.parts_of(source, parts), class_of(self.pipeline_class)
-            absent = dict.fromkeys(name for name in cls._get_signature_keys(cls)[0] if name not in parts)
-            return load_part(lambda: cls.from_pretrained(root, **absent), root, parts)
+            root = self.parts_of(source, parts)
+            return load_part(lambda: self.pipeline(root, parts), root, parts)
 
         def count(text: str) -> dict[str, tuple[int, int]]:
             if not self.limits or len(text.encode()) <= short:

@@ -22,11 +22,21 @@ from twinflow.lora_names import is_part
 
 from .. import TrainerError
 from .packed import WeightsFile, open_weights
+from .sources import class_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEAD = 128  # width of a head of Qwen2.5-VL
 EYE_HEAD = 80  # and of its part for images
 CLIP_HEAD = 64
+WAN22 = (  # of Wan 2.2's autoencoder, to diffusers' names
+    (r"^conv1\.", "quant_conv."), (r"^conv2\.", "post_quant_conv."), (r"coder\.conv1\.", "coder.conv_in."),
+    (r"\.head\.0\.", ".norm_out."), (r"\.head\.2\.", ".conv_out."), (r"\.middle\.1\.", ".mid_block.attentions.0."),
+    (r"\.middle\.0\.", ".mid_block.resnets.0."), (r"\.middle\.2\.", ".mid_block.resnets.1."),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.\d+\.(resample|time_conv)\.", r".\1_blocks.\2.\1sampler.\3."),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.", r".\1_blocks.\2.resnets."), (r"\.shortcut\.", ".conv_shortcut."),
+    (r"\.residual\.0\.", ".norm1."), (r"\.residual\.2\.", ".conv1."), (r"\.residual\.3\.", ".norm2."),
+    (r"\.residual\.6\.", ".conv2."),
+)  # fmt: skip
 UNUSED = ("lm_head.", "logit_scale", "text_model.embeddings.position_ids", "spiece_model", "visual.", "model.visual.")
 
 
@@ -55,6 +65,10 @@ KINDS = {  # the first that fits
         ("model.layers.0.self_attn.q_norm.weight", "layers.0.self_attn.q_norm.weight"),
         but="model.layers.0.post_feedforward_layernorm.weight",
     ),
+    "rgba-vae": Kind(
+        "the autoencoder of Qwen-Image-2.1",
+        ("decoder.upsamples.0.upsamples.0.residual.0.gamma", "decoder.up_blocks.0.upsampler.resample.1.weight"),
+    ),
     "qwen-vae": Kind(
         "the autoencoder of Qwen-Image", ("decoder.middle.0.residual.0.gamma", "decoder.mid_block.resnets.0.norm1.gamma")
     ),
@@ -72,7 +86,7 @@ def kind_of(file: WeightsFile) -> str:
 def channels(file: WeightsFile) -> int:
     """Of the latents of an autoencoder; 0 of all else."""
     kernel = next((n for n in ("decoder.conv_in.weight", "decoder.conv1.weight") if n in file.entries), None)
-    many = {"kl": 1, "qwen-vae": 1, "kl-squares": 4}.get(kind_of(file), 0)
+    many = {"kl": 1, "qwen-vae": 1, "rgba-vae": 1, "kl-squares": 4}.get(kind_of(file), 0)
     return many * file.shapes[kernel][1] if kernel else 0
 
 
@@ -260,6 +274,26 @@ def qwen_vae(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -
     return of_tensors(diffusers.AutoencoderKLQwenImage, {**sizes, **config}, tensors, file, dtype)
 
 
+def rgba_vae(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -> nn.Module:
+    """ComfyUI's file has the names of Wan 2.2's, and kernels with a time axis of one frame."""
+    tensors = {
+        wan22(name): t.squeeze(2) if t.ndim == 5 and t.shape[2] == 1 else t for name, t in file.tensors(dtype=dtype).items()
+    }
+    sizes = dict(
+        base_dim=tensors["encoder.conv_in.weight"].shape[0],
+        decoder_base_dim=tensors["decoder.norm_out.gamma"].shape[0],
+        z_dim=tensors["decoder.conv_in.weight"].shape[1],
+    )
+    return of_tensors(class_of("AutoencoderKLQwenImage21"), {**sizes, **config}, tensors, file, dtype)
+
+
+def wan22(name: str) -> str:
+    """diffusers' name of a tensor of Wan 2.2's autoencoder."""
+    for pattern, new in WAN22:
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def kl(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -> nn.Module:
     """Also that of FLUX.2, which keeps the mean and spread of squares of its latents."""
     tensors = file.tensors(dtype=dtype)
@@ -312,6 +346,7 @@ def build(kind: str, path: Path, dtype: torch.dtype, *, sees: bool = False, vae:
         "qwen3-vl": lambda: qwen3_vl(file, dtype),
         "qwen3": lambda: qwen3(file, dtype),
         "qwen-vae": lambda: qwen_vae(file, dtype, vae),
+        "rgba-vae": lambda: rgba_vae(file, dtype, vae),
         "kl-squares": lambda: kl(file, dtype, vae),
         "kl": lambda: kl(file, dtype, vae),
     }

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import auth_check, hf_hub_download, snapshot_download
@@ -36,6 +37,13 @@ DTYPES = {
 }  # fmt: skip
 _mode: ContextVar[str] = ContextVar("mode", default="")  # "headers", "local headers", "late"
 EXPECTED = "expected a diffusers folder, a .safetensors or .gguf file, or a hub id such as Qwen/Qwen-Image"
+
+
+def class_of(name: str) -> Any:
+    """Raises TrainerError where this diffusers has none."""
+    if found := getattr(diffusers, name, None):
+        return found
+    raise TrainerError(f"diffusers {diffusers.__version__} has no {name}; expected a newer one (pip install -U diffusers)")
 
 
 class NotHere(TrainerError):
@@ -245,6 +253,14 @@ def with_exact(model: Any) -> Any:
     for name, p in model.named_parameters():
         if is_exact(type(model), name):
             p.data = p.data.float()
+    return model
+
+
+def in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """The model, in which what its files hold is in this dtype; the tables that it computes itself, such as those of times, stay
+    as they are."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor.data = cast(tensor.data, dtype)
     return model
 
 

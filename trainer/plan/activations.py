@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from ..backbones import Backbone
 from ..weights.block_swap import blocks_of
@@ -25,6 +27,25 @@ class Kept(NamedTuple):
     def bytes(self, checkpointing: bool) -> int:
         """With checkpointing blocks keep their inputs only, and one at a time is run again."""
         return self.outside + self.inputs + self.block if checkpointing else self.whole
+
+
+class Positions(TorchDispatchMode):
+    """Over fake tensors: whole numbers and masks are real, for some classes look at them to lay out their tokens."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not all(type(t) is Tensor and counts(t) for t in given):
+            return func(*args, **kwargs)
+        if not given and not counts(made := func(*args, **kwargs)):
+            return made
+        with _disable_current_modes():
+            return func(*args, **kwargs)
+
+
+def counts(value: object) -> bool:
+    """Whether it is a tensor of whole numbers, or a mask."""
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
 class Lora(nn.Module):
@@ -61,7 +82,8 @@ def count(backbone: Backbone, pixels: int, dtype: torch.dtype, targets: Iterable
                 layer = model.get_submodule(name)
                 assert isinstance(layer, nn.Linear)
                 setattr(model.get_submodule(parent), child, Lora(layer, rank))
-        return Counter(model.train())(backbone.inputs(model, pixels, dtype))
+        with Positions():
+            return Counter(model.train())(backbone.inputs(model, pixels, dtype))
 
 
 class Counter:

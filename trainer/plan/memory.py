@@ -25,7 +25,9 @@ from . import activations, encoding
 
 GIB = 2**30
 PROGRAMS = 3 * GIB  # Python, PyTorch and the driver in host memory, roughly
-WIDTHS = "joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim"  # of a token's embedding, in the classes
+WIDTHS = (  # of a token's embedding, in the classes
+    "joint_attention_dim", "cap_feat_dim", "caption_channels", "text_hidden_dim", "context_in_dim",
+)  # fmt: skip
 RESERVE = 1.5 * GIB  # the driver's context, the allocator's fragments, temporaries
 # bytes of a weight; nf4 with its scales, which are quantised, too
 STORED = {"int8": 1.0, "fp8": 1.0, "fp8-cast": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -121,7 +123,7 @@ def plan(backbone: Backbone, settings: Settings, cards: int = 1) -> Plan:
         away, loaded = [], copy + idle * wide
         items = {"weights (fp32)": copy + idle * wide}
     items |= {
-        "buffers": sum(b.numel() for b in model.buffers()) * wide,
+        "buffers": buffers(model, second if settings.mode == "lora" and adapter.time == "fold" else "\0", wide),
         "gradients": copy,
         f"optimiser ({training.optimizer})": sum(map(OPTIMIZERS[training.optimizer], tensors)),
         "averages (EMA)": copy * (bool(training.ema) + bool(training.weights_ema)),
@@ -194,6 +196,13 @@ def trained(backbone: Backbone, mode: str, rank: int, targets: str, time: str) -
 def numbers(model: nn.Module, second: str) -> int:
     """Parameters of the model without those whose names begin with `second`."""
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(second))
+
+
+def buffers(model: nn.Module, second: str, wide: int) -> int:
+    """Bytes, without those whose names begin with `second`; tables that a model computes itself keep their dtype."""
+    saved, own = model.state_dict().keys(), dict(model.named_buffers())
+    size = lambda name: own[name].numel() * (wide if name in saved else own[name].element_size())
+    return sum(size(name) for name in own if not name.startswith(second))
 
 
 @cache

@@ -180,8 +180,8 @@ def libraries(facts: Facts, notify: Callable) -> None:
         return
     device = torch.accelerator.current_accelerator() if has_gpu() else None
     if own.attention != attention.USUAL:
-        masked = getattr(facts.published, "masked", True)
-        attention.check(own.attention, skeleton(facts.known), masked, device or torch.device("cpu"))
+        masked, alone = getattr(facts.published, "masked", True), getattr(facts.published, "own_attention", False)
+        attention.check(own.attention, skeleton(facts.known), masked, device or torch.device("cpu"), alone)
     if own.compile:
         compiling.check_compiler(device or torch.device("cpu"))
 

@@ -21,6 +21,7 @@ from twinflow.weights import Provenance, read_header
 
 from .. import TrainerError, console
 from ..backbones import Backbone, backbone
+from ..backbones.sources import in_dtype
 from ..config import DTYPES, Settings, read_settings, resolve
 from ..data import free, prompts
 from ..data.prompts import Prompt
@@ -86,11 +87,11 @@ def of_run(args: argparse.Namespace) -> Subject:
 
     def network() -> VelocityModel:
         below = origin.below(known, settings, lambda: kind.plain(settings, args.run))
-        return load_trained(known, below if args.dtype is None else below.to(DTYPES[args.dtype]), weights)
+        return load_trained(known, below if args.dtype is None else in_dtype(below, DTYPES[args.dtype]), weights)
 
     def base() -> Plain:
         below = kind.plain(settings, args.run)
-        return Plain(known, below if args.dtype is None else below.to(DTYPES[args.dtype]))
+        return Plain(known, below if args.dtype is None else in_dtype(below, DTYPES[args.dtype]))
 
     about = dict(model=settings.model, run=settings.run.name, trained=provenance.step, weights=weights.name)
     about |= dict(hash=digest(weights), base=settings.data.source or known.core.models[known.name] or known.name)

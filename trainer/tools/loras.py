@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from twinflow.layouts import Layout, exchanged, last_block
+from twinflow.layouts import Layout, Part, exchanged, last_block
 
 from ..backbones import Backbone
 from ..weights.lora_file import Pair
@@ -36,26 +36,26 @@ def kohya(known: Backbone, modules: Mapping[str, Pair]) -> dict[str, Tensor]:
 
 
 def to_native(layout: Layout, modules: Mapping[str, Pair]) -> dict[str, Pair]:
-    """By ComfyUI's modules.  q, k and v that share A are one LoRA of the fused layer; else A is stacked, B block by block."""
+    """By ComfyUI's modules.  Parts that share A are one LoRA of the fused layer; else A is stacked, B block by block."""
     last, out = last_block(f"{name}." for name in modules), {}
-    fused: dict[str, dict[int, Pair]] = {}
+    fused: dict[str, dict[Part, Pair]] = {}
     for name, pair in modules.items():
         place = layout.place(name, last)
         if place is None:
             out[name] = pair
-        elif place.third is None:
+        elif place.part is None:
             out[place.module] = Pair(pair.down, exchanged(pair.up)) if place.swapped else pair
         else:
-            fused.setdefault(place.module, {})[place.third] = pair
-    for module, thirds in fused.items():
-        rows = len(next(iter(thirds.values())).up)
-        downs = [pair.down for pair in thirds.values()]
-        if len(thirds) == 3 and all(torch.equal(downs[0], down) for down in downs[1:]):
-            out[module] = Pair(downs[0], torch.cat([thirds[i].up for i in range(3)]))
+            fused.setdefault(place.module, {})[place.part] = pair
+    for module, parts in fused.items():
+        many, rows = next(iter(parts)).of, len(next(iter(parts.values())).up)
+        downs = [pair.down for pair in parts.values()]
+        if len(parts) == many and all(torch.equal(downs[0], down) for down in downs[1:]):
+            out[module] = Pair(downs[0], torch.cat([parts[part].up for part in sorted(parts)]))
             continue
-        up, at = torch.zeros(3 * rows, sum(map(len, downs))), 0
-        for third, pair in thirds.items():
-            up[third * rows : (third + 1) * rows, at : at + len(pair.down)] = pair.up
+        up, at = torch.zeros(many * rows, sum(map(len, downs))), 0
+        for part, pair in parts.items():
+            up[part.index * rows : (part.index + 1) * rows, at : at + len(pair.down)] = pair.up
             at += len(pair.down)
         out[module] = Pair(torch.cat(downs), up)
     return out

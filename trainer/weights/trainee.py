@@ -12,6 +12,7 @@ from twinflow.weights import Provenance
 
 from .. import TrainerError
 from ..backbones import Backbone, attention
+from ..backbones.sources import in_dtype
 from ..config import Settings
 from ..tensors import deferred, sharding
 from . import lora
@@ -62,7 +63,7 @@ class Trainee:
         adapter, memory, is_lora = settings.adapter, settings.memory, settings.mode == "lora"
         model.requires_grad_(False)
         if memory.dtype == "bf16" and is_lora:
-            nn.Module.to(model, torch.bfloat16)  # diffusers' own `to` warns of what it would keep in float32
+            in_dtype(model, torch.bfloat16)
         self.time = adapter.time if is_lora else "two"
         second = second_of(backbone, model) if self.time == "two" else None
         if is_lora:
