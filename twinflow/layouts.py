@@ -1,8 +1,7 @@
 """Names in files: one table of rules a backbone, between diffusers' names and those of ComfyUI's own class ("native").
 
-ComfyUI fuses q, k and v, or a gate and what it gates, renames most modules, and orders SD3.5's final scale and shift the other way
-round.  Whole
-checkpoints go both ways, bit for bit; LoRAs use the same places.
+ComfyUI fuses q, k and v, or a gate and what it gates, renames most modules, and orders SD3.5's final scale and shift the other
+way round.  Whole checkpoints go both ways, bit for bit; LoRAs use the same places.
 """
 
 import re
@@ -18,15 +17,15 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "exten
 
 
 class Part(NamedTuple):
-    """The rows of a fused module that one of those behind it has: the index-th of `of` equal parts."""
+    """The rows of a fused module that one of those behind it has: the number-th, from 0, of `of` equal parts."""
 
-    index: int
+    number: int
     of: int
 
     def rows(self, total: int) -> tuple[int, int]:
         """(first, count) of all rows of the fused module."""
         size = total // self.of
-        return self.index * size, size
+        return self.number * size, size
 
 
 class Rule(NamedTuple):

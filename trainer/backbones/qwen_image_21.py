@@ -70,15 +70,15 @@ class QwenImage21(DiffusersBackbone):
         return torch.cat(embedder.row_by_row(one, len(x)) if embedder else [one(i) for i in range(len(x))])
 
     def row(self, model: Any, x: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
-        dtype, size = model.txt_in.text_norm.weight.dtype, x.shape[2:]  # never quantised, never under a LoRA
+        dtype, (h, w) = model.txt_in.text_norm.weight.dtype, x.shape[2:]  # never quantised, never under a LoRA
         out = model(
             hidden_states=x.flatten(2).mT.to(dtype),
             encoder_hidden_states=embeds.to(dtype),
             timestep=t,
             return_dict=False,
-            **layout(embeds, size),
+            **layout(embeds, (h, w)),
         )[0]
-        return out[:, embeds.shape[1] :].mT.unflatten(2, size)
+        return out[:, embeds.shape[1] :].mT.unflatten(2, (h, w))
 
     def architecture(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         w = self.core.widths(shapes)

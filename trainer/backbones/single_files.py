@@ -276,9 +276,8 @@ def qwen_vae(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -
 
 def rgba_vae(file: WeightsFile, dtype: torch.dtype, config: Mapping[str, Any]) -> nn.Module:
     """ComfyUI's file has the names of Wan 2.2's, and kernels with a time axis of one frame."""
-    tensors = {
-        wan22(name): t.squeeze(2) if t.ndim == 5 and t.shape[2] == 1 else t for name, t in file.tensors(dtype=dtype).items()
-    }
+    flat = lambda t: t.squeeze(2) if t.ndim == 5 and t.shape[2] == 1 else t
+    tensors = {wan22(name): flat(t) for name, t in file.tensors(dtype=dtype).items()}
     sizes = dict(
         base_dim=tensors["encoder.conv_in.weight"].shape[0],
         decoder_base_dim=tensors["decoder.norm_out.gamma"].shape[0],

@@ -55,7 +55,7 @@ def to_native(layout: Layout, modules: Mapping[str, Pair]) -> dict[str, Pair]:
             continue
         up, at = torch.zeros(many * rows, sum(map(len, downs))), 0
         for part, pair in parts.items():
-            up[part.index * rows : (part.index + 1) * rows, at : at + len(pair.down)] = pair.up
+            up[part.number * rows : (part.number + 1) * rows, at : at + len(pair.down)] = pair.up
             at += len(pair.down)
         out[module] = Pair(torch.cat(downs), up)
     return out

@@ -1,4 +1,4 @@
-"""Qwen-Image-2.1 (7B), and its Turbo.  Time in [0, 1], multiplied by 1000 inside the embedder's sinusoid; E(t) + (t - r) E_r(r).
+"""Qwen-Image-2.1 (7B), and its Turbo.  Time in [0, 1], times 1000 inside the embedder's sinusoid; E(t) + (t - r) E_r(r).
 
 Text and reference images are modulated at t = 0, a further row behind those of the batch, which keeps the class's own E(0).
 """
@@ -12,7 +12,7 @@ GATED = {"gate_layer": 0, "proj": 1}  # rows of ComfyUI's gate_up
 
 
 def widths(shapes: Shapes) -> dict:
-    """channels: of the latents, each place one token.  text: of an embedding.  mlp: width of a feed-forward over the model's."""
+    """channels: of the latents, each place a token.  text: of an embedding.  mlp: width of a feed-forward over the model's."""
     (head,), (dim, channels) = shapes["transformer_blocks.0.attn.norm_q.weight"], shapes["img_in.weight"]
     return dict(
         head=head,
