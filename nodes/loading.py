@@ -199,7 +199,8 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     except RuntimeError as error:
         raise WeightsError(mismatch(base, backbone, str(error))) from None
     if patcher is None:
-        raise WeightsError(f"{base.name}: this ComfyUI does not know {backbone.title}. Update ComfyUI ({base.keys_found()})")
+        needed = f", which needs {backbone.note}" if backbone.note else ""
+        raise WeightsError(f"{base.name}: this ComfyUI does not know {backbone.title}{needed}. Update it ({base.keys_found()})")
     if backbone.second[0] in keys and not has_second_embedder(patcher.model):
         raise WeightsError(
             f"{base.name}: ComfyUI takes it for {type(patcher.model).__name__}, which has no second time embedder. "

@@ -37,7 +37,7 @@ def backbone_of(model: comfy.model_base.BaseModel) -> Backbone | None:
 
 
 def names(last: str = " or ") -> str:
-    """For messages: "FLUX.2 klein, Krea 2, Qwen-Image, SD3.5 or Z-Image"."""
+    """For messages: "FLUX.2 klein, Krea 2, Qwen-Image, Qwen-Image-2.1, SD3.5 or Z-Image"."""
     return _listed([record.title for record in supported().values()], last)
 
 

@@ -82,6 +82,7 @@ def comfy(comfyui, tmp_path_factory):
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(tmp_path_factory.mktemp("comfyui"))
+    args.use_pytorch_cross_attention = True  # core's other one, the usual on CPUs, adds a mask of booleans as numbers
     import torch
 
     torch.set_num_threads(1)

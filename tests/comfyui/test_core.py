@@ -222,7 +222,7 @@ def test_time_reaches_the_embedder(golden, comfy, model, monkeypatch):
     wanted = entry.times(from_ours(torch.tensor([0.7]), torch.tensor([0.7])))[0]
     if len(seen) != 1:
         return f"{golden.name}: called {len(seen)} times"
-    time = seen[0][entry.argument]
+    time = seen[0][entry.argument][:1]  # Qwen-Image-2.1 puts a row of time 0 behind it
     wanted = wanted if entry.sinusoid is None else entry.sinusoid(wanted)
     return None if torch.allclose(time.float(), wanted, rtol=1e-3) else f"{golden.name}: got {time}, not {wanted}"
 

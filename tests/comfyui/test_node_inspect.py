@@ -10,7 +10,7 @@ LAYOUTS = (
     ("transformer.", "."), ("diffusion_model.", "."), ("", "."), ("base_model.model.", "."), ("lora_unet_", "_"),
     ("lycoris_", "_"), ("lora_transformer_", "_"), ("base_model.model.transformer.", "."),
 )  # fmt: skip
-MODULES = ("to_q", "to_k", "to_v", "to_out.0", "img_mod.1", "feed_forward.w1", "ff.net.2", "norm1.linear")
+MODULES = ("to_q", "to_k", "to_v", "to_out.0", "img_mod.1", "img_mlp.proj", "feed_forward.w1", "ff.net.2", "norm1.linear")
 
 
 def applied(model, tensors) -> set[str]:
@@ -35,7 +35,11 @@ def test_what_core_s_lora_loader_applies(comfy, goldens, run, name, native):
     file = golden.write(comfy.models / "diffusion_models", weights, name="to_inspect")
     model = run("TwinFlowModelLoader", model_name=file, weight_dtype="float32")[0]
     named = weights if native else record.layout.to_diffusers(weights)
-    ends = ("attention.qkv", "attention.out", "attn.qkv", "attn.proj", "mlp.fc1", *MODULES) if native else MODULES
+    ends = (
+        ("attention.qkv", "attention.out", "attn.qkv", "attn.proj", "attn.wq", "mlp.fc1", "gate_up", *MODULES)
+        if native
+        else MODULES
+    )
     parts = tiny.lora({key: t for key, t in named.items() if not key.startswith(tiny.SECOND)}, ends)
     assert parts
     inspection = comfy.part("twinflow.inspection")

@@ -196,11 +196,20 @@ def test_garbage_is_refused(models, run, content, ending):
     refused(run, "garbage", model_name=f"garbage.{ending}")
 
 
+@pytest.mark.parametrize("name", tiny.NEEDED)
+def test_a_core_without_the_model_is_told_which_has_it(comfy, goldens, models, run, name):
+    if name in tiny.backbones(comfy.version):
+        pytest.skip("this ComfyUI has it")
+    golden = tiny.read(goldens, name)
+    needed = ".".join(map(str, tiny.NEEDED[name]))
+    refused(run, rf"{tiny.NAMES[name]}.*{needed} and later", model_name=golden.write(models, golden.weights))
+
+
 def test_unknown_layout_is_refused(models, run):
     save_file({"input_blocks.0.weight": torch.zeros(2, 2)}, models / "sd1.safetensors")
     refused(
         run,
-        "sd1.safetensors: is another model. Choose .* of FLUX.2 klein, Krea 2, Qwen-Image, SD3.5 or Z-Image.*input_blocks.0",
+        "sd1.safetensors: is another model. Choose .* of FLUX.2 klein, Krea 2, Qwen-Image, Qwen-Image-2.1, SD3.5 or Z-Image",
         model_name="sd1.safetensors",
     )
 
@@ -241,6 +250,7 @@ def test_an_embedder_of_another_width_is_refused(golden, models, run, comfy):
 
 def test_a_file_of_another_size_is_refused_in_a_sentence(golden, models, run):
     ends = "mlp.net.0.proj.weight", "feed_forward.w3.weight", "ff.net.2.weight", "ff_context.linear_in.weight", "ff.down.weight"
+    ends += ("img_mlp.out.weight",)
     key = next(k for k in golden.weights if k.endswith(ends))
     tensors = golden.weights | {key: torch.zeros(48, 80)}
     refused(run, "have other sizes than", model_name=golden.write(models, tensors, name="odd"))

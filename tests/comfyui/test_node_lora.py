@@ -50,6 +50,16 @@ MODULES = {
         "norm_out.linear",
         "text_embedder.linear_2",
     ),
+    "qwen21": (
+        "attn.to_q",
+        "attn.to_out.0",
+        "img_mlp.gate_layer",
+        "img_mlp.proj",
+        "img_mlp.out",
+        "time_text_embed.timestep_embedder.linear_1",
+        "txt_in.out_layer",
+        "norm_out.linear",
+    ),
     "krea2": (
         "attn.to_q",
         "attn.to_gate",
@@ -146,7 +156,7 @@ def test_layout_is_applied_whole(golden, base, comfy, run, layout):
 
 def test_native_names(golden, base, comfy, run):
     weights = native(golden, comfy, {k: v.float() for k, v in golden.plain.items()})
-    parts = {k: v for k, v in tiny.lora(weights, ("qkv", "to_q", "wq", "out", "fc1", "w1", "mlp.up")).items()}
+    parts = {k: v for k, v in tiny.lora(weights, ("qkv", "to_q", "wq", "out", "fc1", "w1", "mlp.up", "gate_up")).items()}
     model, report = run("TwinFlowLoraLoader", model=base, lora_name=written(golden, comfy, parts, "diffusion_model"))
     assert f"applied: {len(parts)}, dropped: 0" in report
 

@@ -42,7 +42,7 @@ def test_model_save_keeps_what_the_file_says(comfy, goldens, run, name, loader):
     need_metadata(loader)
     golden = tiny.read(goldens, name)
     # core misreads a small SD3.5 in diffusers' names, and others
-    weights = tiny.native(golden, comfy) if name in ("sd3", "flux2", "krea2") else golden.weights
+    weights = tiny.native(golden, comfy) if name in ("sd3", "flux2", "krea2", "qwen21") else golden.weights
     file = golden.write(comfy.models / "diffusion_models", weights, name="with_metadata", metadata=METADATA)
     inputs = dict(model_name=file) if loader == "TwinFlowModelLoader" else dict(unet_name=file, weight_dtype="default")
     model = run(loader, **inputs)[0]

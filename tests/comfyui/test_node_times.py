@@ -67,7 +67,7 @@ def test_times_are_exact_in_bfloat16(golden, load, forward, monkeypatch):
     t, r = 0.9990234, 0.3010234  # bfloat16 has 0.9961 or 1, and 0.3008 or 0.3027
     forward(model, [t], [r])
     wanted = {"qwen": [r, t], "sd3": [1000 * r, 1000 * t], "zimage": [1000 * (t - r), 1000 * (1 - t)]}
-    wanted = (wanted | dict.fromkeys(("flux2", "krea2"), wanted["sd3"]))[golden.name]
+    wanted = (wanted | dict.fromkeys(("flux2", "krea2"), wanted["sd3"]) | {"qwen21": wanted["qwen"]})[golden.name]
     assert [time.item() for time in seen] == pytest.approx(wanted, rel=1e-6 if golden.name != "zimage" else 1e-4)
     assert all(time.dtype in (torch.float32, torch.float64) for time in seen)
 
@@ -115,6 +115,19 @@ def test_reference_images_take_no_target_time(golden, load, forward, monkeypatch
     sample, reference = (0, 1) if embedder.entry.rows == "first" else (1, 0)
     assert torch.equal(both[reference], stock[reference])
     assert not torch.equal(both[sample], stock[sample])
+
+
+def test_qwen_image_21_keeps_its_text_from_step_to_step(comfy, goldens, run):
+    """Text hears time 0, and not r: what core keeps of it in the first step is right in the others."""
+    tiny.need_backbone("qwen21", comfy.version)
+    golden = tiny.read(goldens, "qwen21")
+    model = run("TwinFlowModelLoader", model_name=golden.write(comfy.models / "diffusion_models", golden.weights, name="kept"))[
+        0
+    ]
+    anew = model.clone()
+    anew.model_options["transformer_options"]["qwen_image21_cache"] = {"device": "off"}
+    kept, made = (tiny.sampled(run, each, golden) for each in (model, anew))
+    assert kept.isfinite().all() and tiny.rms(kept, made) < 1e-5
 
 
 def test_krea_s_second_call_is_of_the_references(comfy, goldens, run, monkeypatch):

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5", "flux2": "FLUX.2 klein", "krea2": "Krea 2"}
-NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33), "krea2": (0, 33)}  # ComfyUI's version
+NAMES |= {"qwen21": "Qwen-Image-2.1"}
+NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33), "krea2": (0, 33), "qwen21": (0, 37)}  # ComfyUI's version
 SECOND = ("time_text_embed_2.", "t_embedder_2.", "time_guidance_embed_2.", "time_in_2.", "time_embed_2.", "tmlp_2.")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.backbones import flux2_klein, krea2, qwen_image, sd3, z_image
+from trainer.backbones import flux2_klein, krea2, qwen_image, qwen_image_21, sd3, z_image
 from trainer.config import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee
@@ -32,6 +32,7 @@ BACKBONES = {
     "sd3": sd3.BACKBONES["sd3.5"],
     "flux2": flux2_klein.BACKBONES["flux2-klein"],
     "krea2": krea2.BACKBONES["krea2"],
+    "qwen21": qwen_image_21.BACKBONES["qwen-image-2.1"],
 }
 MODES = {
     "adapter": dict(mode="lora", time="two", rank=2, alpha=3.0, targets="attention"),

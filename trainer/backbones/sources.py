@@ -257,7 +257,7 @@ def with_exact(model: Any) -> Any:
 
 
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """The model, in which what its files hold is in this dtype; tables that it computes itself, as of times, stay as they are."""
+    """The model, in which what its files hold is in this dtype; tables that it computes itself stay as they are."""
     for tensor in model.state_dict(keep_vars=True).values():
         tensor.data = cast(tensor.data, dtype)
     return model
