@@ -203,6 +203,8 @@ def connected(known: Backbone, model: nn.Module, scheduler: "TwinFlowScheduler")
 def placed(pipe: Any, scheduler: "TwinFlowScheduler") -> Any:
     """Put the scheduler into the pipeline, whose class gets the defaults of a TwinFlow model."""
     pipe.register_modules(scheduler=scheduler)
+    if "sample_sigmas" in pipe.config:  # of Qwen-Image-2.1-Turbo: would take the place of the file's steps
+        pipe.register_to_config(sample_sigmas=None)
     cls = getattr(type(pipe), MARK, type(pipe))
     signature = inspect.signature(cls.__call__)
     usual: dict[str, Any] = {"num_inference_steps": scheduler.sampling[0].steps}

@@ -162,6 +162,16 @@ def test_saved_and_loaded_again(own, tmp_path):
     torch.testing.assert_close(again(**arguments(own, x, 2)).images, made, rtol=0, atol=1e-5)
 
 
+def test_sigmas_of_the_pipeline_itself_give_way(own):
+    """As Qwen-Image-2.1-Turbo's has: the steps are the file's."""
+    pipe, x = own.pipe(), noise(own)
+    if "sample_sigmas" not in pipe.config:
+        pytest.skip("this pipeline has none")
+    pipe.register_to_config(sample_sigmas=[1.0, 0.9, 0.5])
+    twinflow.diffusers.load(pipe, own.files["two"])(**arguments(own, x, 2))
+    assert len(pipe.scheduler.timesteps) == 2
+
+
 # what is the same for all families, with one
 
 

@@ -44,6 +44,14 @@ FILES = {
         ("vae", "Comfy-Org/flux2-dev/resolve/main/split_files/vae", ["flux2-vae.safetensors"]),
         ("diffusion_models", "Comfy-Org/Krea-2/resolve/main/diffusion_models", ["krea2_raw_fp8_scaled.safetensors"]),
         ("text_encoders", "Comfy-Org/Krea-2/resolve/main/text_encoders", ["qwen3vl_4b_fp8_scaled.safetensors"]),
+        *(
+            (folder, f"Comfy-Org/Qwen-Image-2.1/resolve/main/{folder}", [name])
+            for folder, name in (
+                ("diffusion_models", "qwen_image_2.1_int8_convrot.safetensors"),
+                ("text_encoders", "qwen3vl_8b_int8_convrot.safetensors"),
+                ("vae", "qwen_image_2.1_vae_bf16.safetensors"),
+            )
+        ),
     )
     for name in names
 }
@@ -393,6 +401,27 @@ def krea2():
     )
 
 
+def qwen_image_21():
+    return Template(
+        "Your Qwen-Image-2.1 adapter",
+        trained(
+            "python -m trainer.lora --config qwen-image-2.1-lora-16gb --data my_images",
+            "runs/qwen-image-2.1-lora/qwen-image-2.1-lora.safetensors",
+            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.37.",
+            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.37。",
+        ),
+        PLAIN,
+        {
+            "model": load("qwen_image_2.1_int8_convrot.safetensors", "qwen-image-2.1-lora.safetensors"),
+            **text("qwen3vl_8b_int8_convrot.safetensors", "qwen_image"),
+            "latent": empty(),
+            "sample": sample(preset="4 steps"),
+            **finish("qwen_image_2.1_vae_bf16.safetensors", "twinflow_qwen21"),
+        },
+        [PROMPT, PRESET, SEED, *SIZE],
+    )
+
+
 def sd35_lora():
     return Template(
         "Your SD3.5 LoRA",
@@ -567,6 +596,7 @@ TEMPLATES = [
         qwen_image_edit,
         flux2_klein,
         krea2,
+        qwen_image_21,
         sd35_lora,
         digits,
     )

@@ -11,7 +11,8 @@ import torch
 from graphs import SHARDS
 
 SAMPLER = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5]}]'
-FAMILY = {
+FAMILY = {  # the longest beginning first
+    "qwen_image_2.1": "qwen21",
     "qwen": "qwen",
     "diffusion_pytorch_model": "qwen",
     "TwinFlow-Z": "zimage",
@@ -46,6 +47,9 @@ def write(models: Path, goldens: Path, find, *, newer: tuple[str, ...]) -> None:
     krea = tiny.read(goldens, "krea2")
     tiny.save(krea.plain, unets / "krea2_raw_fp8_scaled.safetensors")
     lora(krea.plain, loras / "krea2-lora.safetensors", "two", krea.second, prefix="transformer.")
+    plus = tiny.read(goldens, "qwen21")
+    tiny.save(plus.plain, unets / "qwen_image_2.1_int8_convrot.safetensors")
+    lora(plus.plain, loras / "qwen-image-2.1-lora.safetensors", "two", plus.second, prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-lora.safetensors", "fold")
     lora(sd3.plain, loras / "sd3.5-lora.safetensors", "fold", prefix="transformer.")
     lora(qwen.plain, loras / "qwen-image-edit-lora.safetensors", "two", qwen.second)
@@ -70,7 +74,7 @@ def lora(weights, path: Path, time: str, second=None, prefix="diffusion_model.")
 
 
 def write_vaes(folder: Path, width: int) -> None:
-    """Random VAEs of ComfyUI's own classes (which must be importable): Wan's for Qwen-Image, TAESD for the others."""
+    """Random VAEs of ComfyUI's own classes (which must be importable): Wan's for Qwen-Image, TAESD for the others, 2.1 too."""
     import comfy.ldm.wan.vae
     import comfy.taesd.taesd
 
@@ -79,8 +83,8 @@ def write_vaes(folder: Path, width: int) -> None:
         dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True]
     )
     tiny.save({k: filled(k, v) for k, v in wan.state_dict().items()}, folder / "qwen_image_vae.safetensors")
-    tae = comfy.taesd.taesd.TAESD(latent_channels=16).state_dict()
-    for name in ("ae", "sd3.5_vae"):
+    for name, channels in (("ae", 16), ("sd3.5_vae", 16), ("qwen_image_2.1_vae_bf16", 64)):
+        tae = comfy.taesd.taesd.TAESD(latent_channels=channels).state_dict()
         tiny.save({k: filled(k, v) for k, v in tae.items()}, folder / f"{name}.safetensors")
     if hasattr(comfy.taesd.taesd, "DecoderFlux2"):
         (folder.parent / "vae_approx").mkdir(exist_ok=True)

@@ -35,11 +35,8 @@ def test_what_core_s_lora_loader_applies(comfy, goldens, run, name, native):
     file = golden.write(comfy.models / "diffusion_models", weights, name="to_inspect")
     model = run("TwinFlowModelLoader", model_name=file, weight_dtype="float32")[0]
     named = weights if native else record.layout.to_diffusers(weights)
-    ends = (
-        ("attention.qkv", "attention.out", "attn.qkv", "attn.proj", "attn.wq", "mlp.fc1", "gate_up", *MODULES)
-        if native
-        else MODULES
-    )
+    fused = ("attention.qkv", "attention.out", "attn.qkv", "attn.proj", "attn.wq", "mlp.fc1", "gate_up") if native else ()
+    ends = (*fused, *MODULES)
     parts = tiny.lora({key: t for key, t in named.items() if not key.startswith(tiny.SECOND)}, ends)
     assert parts
     inspection = comfy.part("twinflow.inspection")

@@ -121,9 +121,8 @@ def test_qwen_image_21_keeps_its_text_from_step_to_step(comfy, goldens, run):
     """Text hears time 0, and not r: what core keeps of it in the first step is right in the others."""
     tiny.need_backbone("qwen21", comfy.version)
     golden = tiny.read(goldens, "qwen21")
-    model = run("TwinFlowModelLoader", model_name=golden.write(comfy.models / "diffusion_models", golden.weights, name="kept"))[
-        0
-    ]
+    path = golden.write(comfy.models / "diffusion_models", golden.weights, name="kept")
+    model = run("TwinFlowModelLoader", model_name=path)[0]
     anew = model.clone()
     anew.model_options["transformer_options"]["qwen_image21_cache"] = {"device": "off"}
     kept, made = (tiny.sampled(run, each, golden) for each in (model, anew))

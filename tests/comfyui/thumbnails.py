@@ -167,6 +167,7 @@ CARDS = {
     "Your Qwen-Image-Edit adapter": lambda: card("Qwen-Image-Edit", "an adapter of your own, 4 steps", scene(0.58), sketch, 4),
     "Your FLUX.2 klein adapter": lambda: card("FLUX.2 klein", "an adapter of your own, 4 steps", noise, scene(0.68), 4),
     "Your Krea 2 adapter": lambda: card("Krea 2", "an adapter of your own, 4 steps", noise, scene(0.38), 4),
+    "Your Qwen-Image-2.1 adapter": lambda: card("Qwen-Image-2.1", "an adapter of your own, 4 steps", noise, scene(0.88), 4),
     "Your SD3.5 LoRA": lambda: card("SD3.5 LoRA", "of your own, 4 steps", noise, scene(0.48), 4),
     "Handwritten digits": digits,
 }

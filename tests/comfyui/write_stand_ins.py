@@ -16,7 +16,7 @@ import stand_ins  # noqa: E402
 
 sys.path.append(str(here.parents[1]))
 find = importlib.import_module("twinflow.backbones").find
-kinds = {"zimage": "ZImage", "flux2": "Flux2", "krea2": "Krea2"}
+kinds = {"zimage": "ZImage", "flux2": "Flux2", "krea2": "Krea2", "qwen21": "QwenImage21"}
 newer = tuple(name for name, kind in kinds.items() if hasattr(comfy.supported_models, kind))
 stand_ins.write(models, goldens, find, newer=newer)
 reads_width = "decoder.head.0.gamma" in (comfyui / "comfy" / "sd.py").read_text()  # older versions know one width only

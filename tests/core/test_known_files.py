@@ -15,6 +15,7 @@ from twinflow.weights import save
 
 QWEN = ["transformer_blocks.0.attn.to_q.lora_down.weight", "transformer_blocks.0.attn.to_q.lora_up.weight"]
 ZIMAGE = ["diffusion_model.layers.0.attention.to_q.lora_A.weight", "diffusion_model.layers.0.attention.to_q.lora_B.weight"]
+PLUS = [f"transformer.transformer_blocks.0.{name}.lora_A.weight" for name in ("attn.to_q", "img_mlp.proj")]
 FLAT = ["lora_unet__layers_0_attention_to_q.lora_down.weight", "lora_unet__layers_0_attention_to_q.lora_up.weight"]
 OWN = {"title": "Mine", "names": ["my-lora-*steps"], "steps": 3, "shift": 1.5}
 
@@ -33,6 +34,10 @@ OWN = {"title": "Mine", "names": ["my-lora-*steps"], "steps": 3, "shift": 1.5}
         ("Z-Image-Fun-Lora-Distill-4-Steps-2603", FLAT, "Z-Image Fun Distill", 4),
         ("z-image-fun-lora-distill-2steps", ZIMAGE, "Z-Image Fun Distill", 2),
         ("p_qwen_image_2.1_8step_v0.1-comfyui-T8", ["blocks.0.x.lora_A.weight"], "Pruna for Qwen-Image-2.1", 8),
+        ("Qwen-Image-2.1-viggle-turbo-v0.2.1-6step-lora-r256", PLUS, "Viggle Turbo for Qwen-Image-2.1", 6),
+        ("Qwen-Image-2.1-viggle-turbo-v0.3-6step-lora-r128", PLUS, "Viggle Turbo for Qwen-Image-2.1", 6),
+        ("Qwen-Image-2.1-viggle-turbo-4step-lora-r64", PLUS, "Viggle Turbo for Qwen-Image-2.1", 4),
+        ("qwen_image_2.1_turbo_lora_avg_rank_178_bf16", PLUS, "Qwen-Image-2.1 Turbo as a LoRA", 8),
         ("p_q_image_2.1_5_steps_v0.1_comfyui_bf16", ["blocks.0.x.lora_A.weight"], "Pruna for Qwen-Image-2.1", 5),
     ],
 )
@@ -50,6 +55,8 @@ def test_known_by_name(name, keys, title, steps, tmp_path):
         ("anime-for-Qwen-Image-Lightning-4steps", QWEN),
         ("Qwen-Image-Lightning-4steps-V1.0", ZIMAGE),
         ("Qwen-Image-Lightning-4steps-V1.0", [*QWEN, "unet.down_blocks.0.attn.to_q.lora_A.weight"]),
+        ("Qwen-Image-2.1-viggle-turbo-5step-lora-r256", PLUS),
+        ("qwen_image_2.1_turbo_lora_avg_rank_178_bf16", ZIMAGE),
         ("Z-Image-Turbo-Fun-Lora-Distill-8-Steps", ZIMAGE),
         ("Z-Image-Fun-Lora-Distill-8-Steps-2603", QWEN),
         ("p_q_image_2.1_6_steps_v0.2", ["blocks.0.x.lora_A.weight"]),
@@ -91,6 +98,8 @@ def test_the_sigmas_are_those_of_the_publisher():
     assert four.advice() == "4 steps, shift 3, strength 1, cfg 1"
     pruna = [known for known in known_files.ours() if "Pruna" in known.title]
     assert pruna[0].sampling.sigmas == pytest.approx(known_files.shifted(8, 2.0))
+    viggle = [known for known in known_files.ours() if "Viggle" in known.title]
+    assert viggle[0].sampling.sigmas == pytest.approx([2 * s / (1 + s) for s in (1, 0.9375, 0.875, 0.75, 0.5, 0.25, 0)])
     assert pruna[1].advice() == "5 steps, sigmas 1, 0.94, 0.8571, 0.6667, 0.4, 0, strength 1, cfg 1"
 
 

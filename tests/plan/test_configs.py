@@ -28,7 +28,7 @@ def test_the_list_is_whole():
     names = {path.stem for path in FILES}
     assert {f"qwen-image-lora-{n}gb" for n in (24, 48, 80)} | {f"z-image-lora-{n}gb" for n in (12, 16, 24)} <= names
     assert {"qwen-image-full-8x80gb", "sd3.5-medium-lora", "sd3.5-medium-full", "sana-full"} <= names
-    assert "krea2-lora-24gb" in names
+    assert {"krea2-lora-24gb", "qwen-image-2.1-lora-16gb", "qwen-image-2.1-lora-24gb"} <= names
     assert {f"flux2-klein-lora-{n}gb" for n in (12, 16, 24)} | {"flux2-klein-full-4x24gb"} <= names
 
 
