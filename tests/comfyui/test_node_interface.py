@@ -5,6 +5,7 @@ A new node or a new optional input belongs in the snapshot: run this file with W
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -70,12 +71,13 @@ def test_translations_follow_the_schemas(comfy):
 def test_no_list_of_models_is_written_out(comfy, folder):
     """Two of the titles in one text are a list that the next backbone would leave untrue: it is made from the records."""
     titles = [record.title for record in comfy.part("nodes.supported").supported().values()]
+    any_title = re.compile("|".join(sorted(map(re.escape, titles), key=len, reverse=True)))  # Qwen-Image-2.1 names one
     assert len(titles) >= 3
     for path in (ROOT / folder).rglob("*.*"):
         if path.suffix not in (".py", ".md", ".json"):
             continue
         for line in path.read_text().splitlines():
-            assert sum(title in line for title in titles) < 2 or "For messages" in line, (path, line)
+            assert len(set(any_title.findall(line))) < 2 or "For messages" in line, (path, line)
 
 
 def test_the_names_of_the_models_are_made_from_the_records(comfy):
