@@ -49,9 +49,9 @@ class Emoji(SmallQwenImage):
     )  # fmt: skip
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
-        Sampling(2, "any", 0.0, end_gap=0.6),
-        Sampling(4, "any", 0.0, end_gap=0.5),
-        Sampling(8, "any", 0.0, end_gap=0.5),
+        Sampling(2, "any", 1.0, end_gap=0.3),  # an error of the velocity counts by the length of the last jump
+        Sampling(4, "any", 1.0, end_gap=0.2),
+        Sampling(8, "any", 1.0, end_gap=0.1),
     )
     sizes = {"emoji": Size(ARCHITECTURE, channels=12, text=0.0, tokens=8)}
 
@@ -64,11 +64,11 @@ class Emoji(SmallQwenImage):
         if mode == "base":
             return own | dict(save_dtype="bf16", save_every=1000, keep=1)
         return own | dict(
-            steps=600, batch=64, accumulation=1, warmup=20, betas=(0.9, 0.95), ema=0.0, weights_ema=0.995,
-            checkpointing=False, order=2, dt=0.1, rectify=2.0, loss="l2",
+            steps=540, batch=64, accumulation=1, warmup=20, betas=(0.9, 0.95), ema=0.99, weights_ema=0.995,
+            checkpointing=False, order=2, dt=0.2, rectify=2.0, loss="l2",
             roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1, fake=1),
             target="guide", guide="base", guidance=1.0,
-            **(dict(rank=16, targets="all", lr=2e-3) if mode == "lora" else dict(lr=1e-3)),
+            **(dict(rank=16, targets="all", lr=2e-3) if mode == "lora" else dict(lr=5e-4, embedder_lr=2e-3)),
         )  # fmt: skip
 
 
