@@ -42,6 +42,7 @@ from twinflow import objective  # noqa: E402
 from twinflow.backbones.emoji import SHIPPED  # noqa: E402
 from twinflow.draws import draw  # noqa: E402
 from twinflow.objective import Batch, Networks  # noqa: E402
+from twinflow.presets import Sampling  # noqa: E402
 from twinflow.roles import share_out  # noqa: E402
 from twinflow.weights import load, save  # noqa: E402
 from twinflow.words import load_words  # noqa: E402
@@ -52,8 +53,17 @@ RCGM = "--rectify 0 --roles one_step=1,multi_step=0.5,any_step=1,few_step=1"
 ROLES = "--roles one_step=1,multi_step=0.5,any_step=1,few_step=1,fake={}"
 LOWER = "--lr 3e-4 --embedder-lr 2e-3"
 LAB = "--dt 0.02 --batch 128 --roles one_step=1,multi_step=1,any_step=1"  # as the sketch that found 20 %
-FULL, TWO, FOLD = "full", "lora", "lora --time fold"
+SWEPT = "--dt 0.1 --ema 0 --lr {0} --embedder-lr {0}"  # the recipe from which the sweeps depart, and its sampling
+FULL, TWO = f"full {SWEPT.format('1e-3')}", f"lora {SWEPT.format('2e-3')}"
+FOLD = f"{TWO} --time fold"
+SWEPT_SAMPLING = tuple(Sampling(n, style, 0.0, end_gap=gap) for n, style, gap in
+                       ((1, "few", 0.7), (2, "any", 0.6), (4, "any", 0.5), (8, "any", 0.5)))  # fmt: skip
+DEFAULT = "default, "  # names of the runs by the recipe, and sampled as, that emoji has now
 RUNS = {  # name: how much of the time, mode and options
+    **{f"{DEFAULT}{o}, {mode}{x}": (n, f"{mode} {options}")
+       for x, n in {"": 1, ", time x 3": 3}.items()
+       for mode in ("full", "lora")
+       for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
     **{f"{o}, {t}, {m}": (1, f"{mode} {options} --target {t}")
        for m, mode in {"full": FULL, "LoRA two": TWO, "LoRA fold": FOLD}.items()
        for t in ("guide", "data")
@@ -183,7 +193,7 @@ class Bench:
         about, rows = {"run": name, "seed": seed, "steps": steps}, []
         with self.judging:
             took, network = time.perf_counter() - begun, self.trained(path)
-            for sampling in self.own.sampling:
+            for sampling in self.own.sampling if name.startswith(DEFAULT) else SWEPT_SAMPLING:
                 images = self.drawn(network, sampling)
                 save({"images": images}, self.folder / called / f"samples_{sampling.steps}nfe.safetensors")
                 rows.append(about | {"nfe": sampling.steps, **self.row(images, told=sampling.steps < 8)})

@@ -49,9 +49,9 @@ class Emoji(SmallQwenImage):
     )  # fmt: skip
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
-        Sampling(2, "any", 1.0, end_gap=0.3),  # an error of the velocity counts by the length of the last jump
-        Sampling(4, "any", 1.0, end_gap=0.2),
-        Sampling(8, "any", 1.0, end_gap=0.1),
+        Sampling(2, "any", 0.0, end_gap=0.3),  # an error of the velocity counts by the length of the last jump
+        Sampling(4, "any", 0.0, end_gap=0.2),
+        Sampling(8, "any", 0.0, end_gap=0.1),
     )
     sizes = {"emoji": Size(ARCHITECTURE, channels=12, text=0.0, tokens=8)}
 
