@@ -6,7 +6,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..twinflow.presets import Sampling
+from ..twinflow.presets import Sampling, near
 from .comfy_sampler import unified_sampler
 from .inputs import check_flow, check_latent, check_prompts
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
@@ -14,17 +14,18 @@ from .search import found_by
 from .time_conditioning import time_conditioning_of
 
 FROM_FILE = "recommended by the file"
+BY_FILE = {f"{name}, by the file": name for name in list(PRESETS)[:4]}  # of few-step files
 
 
-def recommended(model) -> Sampling:
-    """The best settings that the model's files name.  Raises ValueError where they name none."""
+def recommended(model, preset: str = FROM_FILE) -> Sampling:
+    """What the model's files name as their best settings, or for so many steps.  Raises ValueError where they name none."""
     settings = time_conditioning_of(model.model, model.model_options).recommended
     if not settings:
         raise ValueError(
-            f"the preset is {FROM_FILE!r}, but no file that this model was loaded from names sampling settings "
+            f"the preset is {preset!r}, but no file that this model was loaded from names sampling settings "
             f"(metadata twinflow.sampler). Choose one of {', '.join(PRESETS)}, or load the file with a TwinFlow loader"
         )
-    return settings[0]
+    return settings[0] if preset == FROM_FILE else near(PRESETS[BY_FILE[preset]].steps, settings)
 
 
 class Sampler(io.ComfyNode):
@@ -51,9 +52,12 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=[*PRESETS, FROM_FILE],
+                    options=[*PRESETS, FROM_FILE, *BY_FILE],
                     default=DEFAULT_PRESET,
-                    tooltip="The published settings for so many steps, or those that the model's file recommends.",
+                    tooltip=(
+                        "The published settings for so many steps, or those that the model's file recommends: its best, or for "
+                        "so many steps."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -101,7 +105,7 @@ class Sampler(io.ComfyNode):
         check_prompts(model.model, "positive", positive)
         check_prompts(model.model, "negative", negative)
         if sigmas is None or sampler is None:
-            sampling = recommended(model) if preset == FROM_FILE else PRESETS[preset]
+            sampling = PRESETS.get(preset) or recommended(model, preset)
             sigmas = denoised(sampling.times(), denoise).to(torch.float32) if sigmas is None else sigmas
             sampler = sampler or unified_sampler(**sampling.options())
         return io.NodeOutput(sample_latent(model, positive, negative, latent_image, sigmas, sampler, seed, cfg))

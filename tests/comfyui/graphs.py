@@ -491,9 +491,9 @@ def emoji_in_one_step():
     columns = {}
     for name, sampler in {
         "base 1": plain(1),
-        "1": sample("distilled", "1 step"),
-        "2": sample("distilled", "2 steps"),
-        "4": sample("distilled", "4 steps"),
+        "1": sample("distilled", "1 step, by the file"),
+        "2": sample("distilled", "2 steps, by the file"),
+        "4": sample("distilled", "4 steps, by the file"),
         "base 32": plain(32),
     }.items():
         sampler["inputs"] |= {"seed": ["seed", 0], "latent_image": ["prompt", 2]}
