@@ -149,21 +149,24 @@ def drawn(tmp_path_factory) -> dict[str, torch.Tensor]:
 
 
 def test_the_nodes_draw_what_the_trainer_draws(comfy, run, drawn):
-    settings = {"1 step": (1, 0.7, "few"), "4 steps": (4, 0.5, "any"), "8 steps": (8, 0.5, "any")}
+    recommended = comfy.part("nodes.sampler").recommended
     checked = 0
     for key, want in drawn.items():
         if key == "noise":
             continue
         file, _, name = key.partition("/")
-        steps, gap, style = (8, 0.0, "multi") if file == "base" else settings[name]
         whole = dict(model_name=f"TwinFlow emoji: {file}") if f"TwinFlow emoji: {file}" in shipped_models(comfy) else {}
         model = run(
             "TwinFlowModelLoader",
             weight_dtype="float32",
             **whole or dict(model_name=BASE, adapter=f"TwinFlow emoji: {file}"),
         )[0]
-        schedule = dict(preset="custom", steps=steps, start_gap=0.001, end_gap=gap, warp_a=1.0, warp_b=1.0, warp_c=1.0)
-        sigmas = run("TwinFlowSchedule", **schedule, denoise=1.0)[0]
+        schedule, style = dict(preset="custom", steps=8, start_gap=0.001, end_gap=0.0), "multi"
+        if file != "base":
+            own = recommended(model, f"{name}, by the file")
+            schedule, style = schedule | dict(steps=own.steps, end_gap=own.end_gap), own.style
+            assert f"{own.steps} step" in name and not own.stochasticity
+        sigmas = run("TwinFlowSchedule", **schedule, warp_a=1.0, warp_b=1.0, warp_c=1.0, denoise=1.0)[0]
         plain = dict(order="1", noise="constant", stochasticity=0.0, extrapolation=0.0)
         sampler = run("TwinFlowUnifiedSampler", style=style, **plain)[0]
         positive, _, latent = run("TwinFlowEmojiPrompt", words=SHOWS, batch_size=2)

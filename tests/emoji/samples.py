@@ -16,12 +16,11 @@ from trainer.backbones import backbone
 from trainer.weights.inference import generate, load_trained, noise
 from trainer.weights.trainee import Plain
 from twinflow.backbones.emoji import SHIPPED
-from twinflow.presets import SAMPLING, Sampling
+from twinflow.presets import Sampling
 from twinflow.weights import Provenance, read_header, save
 from twinflow.words import load_words
 
 TEXT = "smiling face with heart-eyes"
-SETTINGS = {"1 step": SAMPLING[1], "4 steps": Sampling(4, "any"), "8 steps": SAMPLING[8]}
 
 
 @torch.no_grad()
@@ -34,7 +33,9 @@ def samples() -> dict[str, torch.Tensor]:
         if Provenance.from_metadata(read_header(path).metadata) is None:  # the base, or its words
             continue
         network = load_trained(known, known.load(), path)
-        out |= {f"{path.stem}/{name}": generate(network, start, cond, sampling) for name, sampling in SETTINGS.items()}
+        for sampling in known.sampling:  # named as the presets of the nodes
+            name = f"{sampling.steps} step{'s' * (sampling.steps > 1)}"
+            out[f"{path.stem}/{name}"] = generate(network, start, cond, sampling)
     return out
 
 
