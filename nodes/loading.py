@@ -71,9 +71,10 @@ def load_model(path: str, adapter_path: str | None, strength: float, dtype: str,
         patcher, applied = with_lora(patcher, adapter, strength, backbone)
         details += described(adapter)
         if applied is not None:
-            details += applied.details()
-            warnings += applied.warnings(adapter.name)
-            parts.append(applied.verdict())
+            known, fault = adapter.recognised
+            details += [*applied.details(), *(known.details() if known else [])]
+            warnings += [*applied.warnings(adapter.name), *filter(None, [fault])]
+            parts += [applied.verdict(), *([known.verdict()] if known else [])]
     time = time_conditioning_in(patcher, backbone, [f for f in (adapter, base) if f is not None])
     patcher = attach(patcher, time)
     parts.insert(2, {"two": "two-time", "fold": "folded time", "off": "plain base"}[time.rule])
@@ -297,7 +298,7 @@ def time_conditioning_in(patcher, backbone: Backbone, files: list[ModelFile]) ->
         backbone.native_time.of(patcher.model.diffusion_model).signed = ours[0].signed_time
     attach_provenance(patcher, ours[0] if ours else None)
     rule = "two" if two else "fold" if ours else "off"
-    return TimeConditioning(rule, recommended=next((p.sampler for p in ours if p.sampler), ()))
+    return TimeConditioning(rule, recommended=next(filter(None, (f.sampler for f in files)), ()))
 
 
 def described(file: ModelFile) -> list[str]:

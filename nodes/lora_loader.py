@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
-from ..twinflow.known_files import Recognised, recognise
 from ..twinflow.weights import WeightsError
 from . import lora, model_files, shipped
 from .loading import described, one_line
@@ -92,14 +91,13 @@ def apply_file(model, file: ModelFile, strength: float):
         details.append(f"second time embedder: {len(embedder)} tensors, set from {file.name}")
     if others := [key for key in file.keys if key not in {*file.lora, *file.second}]:
         details.append(f"not used: {len(others)} tensors that are no LoRA ({', '.join(others[:6])})")
-    found = Recognised(None) if provenance else recognise(file.path, file.metadata, [file.names[key] for key in file.lora])
-    sampler = provenance.sampler if provenance else (found.known.sampling,) if found.known else ()
-    details += found.known.details() if found.known else []
+    known, fault = file.recognised
+    details += known.details() if known else []
     unnamed = "" if provenance else " (the file names none; TwinFlow Model Patch sets another)"
     details.append(f"time conditioning: {rule}{unnamed}")
-    time = replace(time, rule=rule, recommended=sampler or time.recommended)
+    time = replace(time, rule=rule, recommended=file.sampler or time.recommended)
     attach_provenance(patcher, provenance)
     times = {"two": "two-time", "fold": "folded time", "off": "time t only"}[rule]
-    verdict = f"{result.verdict()}, {times}" + (f"; {found.known.verdict()}" if found.known else "")
-    warnings = [*result.warnings(file.name), *filter(None, [found.fault])]
+    verdict = f"{result.verdict()}, {times}" + (f"; {known.verdict()}" if known else "")
+    warnings = [*result.warnings(file.name), *filter(None, [fault])]
     return attach(patcher, time), Report(verdict, details, warnings)

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import comfy.utils
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from ..twinflow import lora_names
 from ..twinflow.backbones import Backbone, all_backbones, is_second_embedder
+from ..twinflow.known_files import Recognised, recognise
 from ..twinflow.layouts import bare
+from ..twinflow.presets import Sampling
 from ..twinflow.weights import Provenance, WeightsError, load, read_header, shards
 from . import gguf_files
 from .quantised import COMPANIONS, OLD_MARK, Layer, can_stay, dequantised, kept, layers_of
@@ -118,6 +121,20 @@ class ModelFile:
             return Provenance.from_metadata(self.metadata)
         except WeightsError as error:
             raise WeightsError(f"{self.name}: {error}. Write the file again, or load it with core's loader") from None
+
+    @cached_property
+    def recognised(self) -> Recognised:
+        """What is known of its LoRA, where its own metadata name nothing."""
+        if self.provenance or not self.lora:
+            return Recognised(None)
+        return recognise(self.path, self.metadata, [self.names[key] for key in self.lora])
+
+    @property
+    def sampler(self) -> tuple[Sampling, ...]:
+        """Settings that the file recommends, or that are known of it."""
+        if self.provenance:
+            return self.provenance.sampler
+        return (self.recognised.known.sampling,) if self.recognised.known else ()
 
     def dtypes(self) -> str:
         """How the weights are stored, the most numerous first: "fp8 scaled, bf16"."""

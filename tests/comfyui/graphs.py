@@ -359,67 +359,45 @@ def qwen_image_edit():
     )
 
 
-def flux2_klein():
+def own_adapter(title: str, config: str, needs: str, model: str, encoder: tuple[str, str], vae: str, prefix: str):
+    """Of a model that is asked at (t, r) by an adapter of the user's own.  encoder: file, and the kind that core calls it."""
+    name = config.rpartition("-")[0]
     return Template(
-        "Your FLUX.2 klein adapter",
+        f"Your {title} adapter",
         trained(
-            "python -m trainer.lora --config flux2-klein-lora-16gb --data my_images",
-            "runs/flux2-klein-lora/flux2-klein-lora.safetensors",
-            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.33.",
-            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.33。",
+            f"python -m trainer.lora --config {config} --data my_images",
+            f"runs/{name}/{name}.safetensors",
+            f"It holds a LoRA and the second time embedder. Needs ComfyUI {needs}.",
+            f"文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI {needs}。",
         ),
         PLAIN,
         {
-            "model": load("flux-2-klein-base-4b.safetensors", "flux2-klein-lora.safetensors"),
-            **text("qwen_3_4b.safetensors", "flux2"),
+            "model": load(model, f"{name}.safetensors"),
+            **text(*encoder),
             "latent": empty(),
             "sample": sample(preset="4 steps"),
-            **finish("flux2-vae.safetensors", "twinflow_klein"),
+            **finish(vae, prefix),
         },
         [PROMPT, PRESET, SEED, *SIZE],
     )
+
+
+def flux2_klein():
+    encoder = "qwen_3_4b.safetensors", "flux2"
+    model, vae = "flux-2-klein-base-4b.safetensors", "flux2-vae.safetensors"
+    return own_adapter("FLUX.2 klein", "flux2-klein-lora-16gb", "0.33", model, encoder, vae, "twinflow_klein")
 
 
 def krea2():
-    return Template(
-        "Your Krea 2 adapter",
-        trained(
-            "python -m trainer.lora --config krea2-lora-24gb --data my_images",
-            "runs/krea2-lora/krea2-lora.safetensors",
-            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.33.",
-            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.33。",
-        ),
-        PLAIN,
-        {
-            "model": load("krea2_raw_fp8_scaled.safetensors", "krea2-lora.safetensors"),
-            **text("qwen3vl_4b_fp8_scaled.safetensors", "krea2"),
-            "latent": empty(),
-            "sample": sample(preset="4 steps"),
-            **finish("qwen_image_vae.safetensors", "twinflow_krea2"),
-        },
-        [PROMPT, PRESET, SEED, *SIZE],
-    )
+    encoder = "qwen3vl_4b_fp8_scaled.safetensors", "krea2"
+    model, vae = "krea2_raw_fp8_scaled.safetensors", "qwen_image_vae.safetensors"
+    return own_adapter("Krea 2", "krea2-lora-24gb", "0.33", model, encoder, vae, "twinflow_krea2")
 
 
 def qwen_image_21():
-    return Template(
-        "Your Qwen-Image-2.1 adapter",
-        trained(
-            "python -m trainer.lora --config qwen-image-2.1-lora-16gb --data my_images",
-            "runs/qwen-image-2.1-lora/qwen-image-2.1-lora.safetensors",
-            "It holds a LoRA and the second time embedder. Needs ComfyUI 0.37.",
-            "文件中有 LoRA 和第二时间嵌入器。需要 ComfyUI 0.37。",
-        ),
-        PLAIN,
-        {
-            "model": load("qwen_image_2.1_int8_convrot.safetensors", "qwen-image-2.1-lora.safetensors"),
-            **text("qwen3vl_8b_int8_convrot.safetensors", "qwen_image"),
-            "latent": empty(),
-            "sample": sample(preset="4 steps"),
-            **finish("qwen_image_2.1_vae_bf16.safetensors", "twinflow_qwen21"),
-        },
-        [PROMPT, PRESET, SEED, *SIZE],
-    )
+    encoder = "qwen3vl_8b_int8_convrot.safetensors", "qwen_image"
+    model, vae = "qwen_image_2.1_int8_convrot.safetensors", "qwen_image_2.1_vae_bf16.safetensors"
+    return own_adapter("Qwen-Image-2.1", "qwen-image-2.1-lora-16gb", "0.37", model, encoder, vae, "twinflow_qwen21")
 
 
 def sd35_lora():
