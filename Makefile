@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
-.PHONY: setup demo tutorial test coverage lint test-comfyui gpu bench bench-comfyui clean
+.PHONY: setup demo tutorial test coverage lint test-comfyui gpu bench clean
 
 setup: $(STAMP)
 
@@ -66,12 +66,7 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/step_cost.py
-	$(BIN)/python benchmarks/cached_step.py
-	$(BIN)/python benchmarks/sharded_memory.py
-
-bench-comfyui:
-	COMFYUI_PATH=$(COMFYUI_PATH) $(COMFYUI_PYTHON) benchmarks/sampler_overhead.py
+	@COMFYUI_PATH=$(COMFYUI_PATH) COMFYUI_PYTHON=$(COMFYUI_PYTHON) $(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

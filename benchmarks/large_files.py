@@ -16,6 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from row import Row, end  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
 LIMIT = 0.05
 WIDTH, HEADS, HEAD, TEXT = 3072, 24, 128, 3584
@@ -94,10 +98,9 @@ def main() -> int:
                 rows.setdefault(name, []).append((pair, peak, seconds))
                 print(f"{name:8} {pair:6.2f} {peak:6.2f} {seconds:7.1f}", flush=True)
     slopes = {name: (own[-1][1] - own[0][1]) / (own[-1][0] - own[0][0]) for name, own in rows.items()}
-    print("slope:", ", ".join(f"{name} {slope:.3f}" for name, slope in slopes.items()), f"(at most {LIMIT})")
     at = {name: own[-1][1] + slopes[name] * (80 - own[-1][0]) for name, own in rows.items()}
     print("two files of 40 GB, by these slopes, GB:", json.dumps({name: round(peak, 1) for name, peak in at.items()}))
-    return int(any(slope > LIMIT for slope in slopes.values()))
+    return end([Row(f"memory of {name}, by the size of its files", LIMIT, slope) for name, slope in slopes.items()])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from row import Row, end, of_fastest  # noqa: E402
+
 REPOSITORY = Path(__file__).parents[1]
 LIMIT = 1.05
 OURS = "TwinFlowModelLoader"
@@ -100,12 +104,13 @@ def write_models(folder: Path, layers: int, with_gguf: bool) -> None:
     writer.close()
 
 
-def main() -> None:
+def main() -> int:
     options = arguments()
     if options.load:
-        return load_once(options.comfyui, *options.load)
+        load_once(options.comfyui, *options.load)
+        return 0
     with_gguf = (options.comfyui / "custom_nodes" / "ComfyUI-GGUF").is_dir()
-    worst = 0.0
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models", "diffusion_models")
         models.mkdir(parents=True)
@@ -115,22 +120,21 @@ def main() -> None:
             if not path.is_file():
                 print(f"{file}: no ComfyUI-GGUF in {options.comfyui}, not measured")
                 continue
-            best = {OURS: [1e9] * 3, other: [1e9] * 3}
+            runs: dict[str, list[list[float]]] = {OURS: [], other: []}
             for _ in range(options.turns):
-                for node_id, so_far in best.items():
+                for node_id, own in runs.items():
                     command = [sys.executable, __file__, "--comfyui", options.comfyui, "--load", folder, file, node_id]
                     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                    so_far[:] = map(min, so_far, json.loads(out.splitlines()[-1]))
-            (seconds, memory, node), (other_seconds, other_memory, other_node) = best.values()
-            ratios = seconds / other_seconds, memory / other_memory
-            worst = max(worst, *ratios)
+                    own.append(json.loads(out.splitlines()[-1]))
+            (seconds, memory, node), (others, other_memory, other_node) = (list(zip(*own)) for own in runs.values())
             print(
-                f"{file} ({path.stat().st_size / 1e9:.1f} GB), beside {other}: "
-                f"time {ratios[0]:.3f} ({seconds:.2f} s, {other_seconds:.2f} s; the nodes {node:.2f} s, {other_node:.2f} s), "
-                f"peak memory {ratios[1]:.3f} ({memory:.2f} GB, {other_memory:.2f} GB); limit {LIMIT}"
+                f"{file} ({path.stat().st_size / 1e9:.1f} GB), beside {other}: {min(seconds):.2f} s and {min(others):.2f} s, of the "
+                f"nodes {min(node):.2f} s and {min(other_node):.2f} s; {min(memory):.2f} GB and {min(other_memory):.2f} GB"
             )
-    sys.exit(worst > LIMIT)
+            rows.append(of_fastest(f"loading {file}, time, beside {other}", LIMIT, seconds, others))
+            rows.append(of_fastest(f"loading {file}, peak of memory, beside {other}", LIMIT, memory, other_memory))
+    return end(rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from row import end, of_fastest  # noqa: E402
+
 REPOSITORY = Path(__file__).parents[1]
 LIMIT = 1.02
 
@@ -98,10 +102,7 @@ def main() -> int:
     assert weights == sum(p.numel() for p in model.model.parameters()), "sampling added weights to the model"
     for name, seconds in times.items():
         print(f"{name:>9}: {1000 * min(seconds):.2f} ms a step (fastest of {options.turns}; slowest {1000 * max(seconds):.2f})")
-    ratio = min(times["TwinFlow"]) / min(times["euler"])
-    print(f"the limit is {LIMIT}")
-    print(f"TwinFlow / euler: {ratio:.4f}")
-    return ratio > LIMIT
+    return end([of_fastest("sampling step, time, beside core's euler", LIMIT, times["TwinFlow"], times["euler"])])
 
 
 if __name__ == "__main__":

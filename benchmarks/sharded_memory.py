@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import distributed, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+from row import Row, end  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 
 from trainer.tensors import sharding  # noqa: E402
@@ -121,8 +122,9 @@ def main() -> int:
     first, last = rows[0], rows[-1]
     slope = lambda column, by: (last[column] - first[column]) / (last[by] - first[by])
     slopes = dict(save=slope(2, 0), weights=slope(3, 1), resume=slope(4, 0), gathered=slope(5, 0))
-    print("slope:", ", ".join(f"{name} {value:.3f}" for name, value in slopes.items()), f"(at most {LIMIT})")
-    return int(any(slopes[name] > LIMIT for name in ("save", "weights", "resume")))
+    print(f"slope of what is gathered whole: {slopes['gathered']:.3f}")
+    what = {"save": "saving, by state", "weights": "the weights file, by its size", "resume": "resuming, by state"}
+    return end([Row(f"sharded memory: {text}", LIMIT, slopes[name]) for name, text in what.items()])
 
 
 if __name__ == "__main__":

@@ -29,19 +29,16 @@ def writes(log: Path) -> list[list[str]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def chosen(log: Path, count: int, seed: int) -> list[tuple[str, int]]:
-    """Moments and the numbers of writes, of every kind as many."""
-    drawn, kinds = random.Random(seed), dict[str, list[int]]()
-    for number, (_, *paths) in enumerate(writes(log), 1):
-        kinds.setdefault(moment(paths[-1]), []).append(number)
-    kinds.pop("other", None)
-    names = list(kinds)
-    return [(names[k % len(names)], drawn.choice(kinds[names[k % len(names)]])) for k in range(count)]
+def chosen(log: Path, name: str, drawn: random.Random) -> int:
+    """The number of a write of this moment, of any where the run has none such."""
+    paths = [paths[-1] for _, *paths in writes(log)]
+    own = [number for number, path in enumerate(paths, 1) if moment(path) == name]
+    return drawn.choice(own or range(1, len(paths)))
 
 
 def leftovers(out: Path) -> list[Path]:
     """What no run may leave behind it."""
-    return [path for path in out.rglob(".*") if path.name != ".lock"]
+    return [path for path in out.rglob(".*") if path.name not in (".lock", ".metadata")]  # of torch's checkpoints
 
 
 def killed(run: Run, out: Path, at: int, delay: float, process: int) -> bool:
@@ -72,10 +69,21 @@ def trial(run: Run, wanted: Path, out: Path, kill: Kill) -> str:
     return f"left {left[0].name}" if (left := leftovers(out)) else ""
 
 
+def log_of(wanted: Path, process: int) -> Path:
+    """What a process of the run that nothing happened to has written."""
+    return wanted.with_suffix(f".{process}.log")
+
+
 def trials(run: Run, wanted: Path, count: int, chance: int, seed: int) -> Iterator[tuple[str, Kill]]:
-    """`count` chosen moments, then `chance` random ones: what, and the kill."""
-    drawn, log = random.Random(seed), wanted.with_suffix(".log")
-    for name, at in chosen(log, count, seed):
-        yield name, (at, drawn.choice([0, 0, drawn.uniform(0, 0.01)]), drawn.randrange(run.processes))
-    for _ in range(chance):  # also between two writes, while it computes and reads
-        yield "any time", (drawn.randrange(1, 9 * len(writes(log)) // 10), drawn.uniform(0.01, 0.3), 0)
+    """`count` chosen moments, of every kind as many, then `chance` random ones: what, and the kill."""
+    drawn = random.Random(seed)
+    found = {moment(paths[-1]) for _, *paths in writes(log_of(wanted, 0))}
+    names = [name for name in MOMENTS if name in found]
+    for k in range(count + chance):
+        process = drawn.randrange(run.processes)
+        log = log_of(wanted, process)
+        if k < count:
+            name = names[k % len(names)]
+            yield name, (chosen(log, name, drawn), drawn.choice([0, 0, drawn.uniform(0, 0.01)]), process)
+        else:  # also between two writes, while it computes and reads
+            yield "any time", (drawn.randrange(1, max(2, 9 * len(writes(log)) // 10)), drawn.uniform(0.01, 0.3), process)

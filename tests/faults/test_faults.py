@@ -32,14 +32,14 @@ def whole(tmp_path_factory):
     """A run that nothing happened to; beside it, what it wrote."""
     out = tmp_path_factory.mktemp("whole") / "out"
     out.mkdir()
-    code, text = RUN.run(out, out.parent, dict(log=str(out.with_suffix(".log"))))
+    code, text = RUN.run(out, out.parent, dict(log=str(kills.log_of(out, 0))))
     assert code == 0, text
     return out
 
 
 def test_all_is_written_in_one_place(whole):
     """Into a temporary file first; the log is appended to, and a lock is no content."""
-    opened = [Path(path).name for event, path, *_ in kills.writes(whole.with_suffix(".log")) if event == "open"]
+    opened = [Path(path).name for event, path, *_ in kills.writes(kills.log_of(whole, 0)) if event == "open"]
     others = [name for name in opened if not (name.startswith(".") and name.endswith(".tmp"))]
     assert len(opened) > 20 and set(others) == {".lock", "metrics.csv"}
 
