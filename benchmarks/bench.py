@@ -1,8 +1,8 @@
 """All costs that have a bound, one table:  python benchmarks/bench.py [--only step_cost load] [--quick]
 
 Runs the scripts beside this file one after the other, each comparing two things turn by turn in one process or in turns of
-processes, since the machine may be busy.  Exit code 1 where a bound is missed by more than the noise, or a script fails.  What
-needs a ComfyUI (COMFYUI_PATH, ~/ComfyUI; its interpreter: COMFYUI_PYTHON, its .venv) is a line that says so where there is none.
+processes, since the machine may be busy.  Exit code 1 where a bound is missed by more than the noise, or a script fails.
+What needs a ComfyUI (COMFYUI_PATH, ~/ComfyUI; its interpreter: COMFYUI_PYTHON, its .venv) is "not run" where there is none.
 """
 
 import argparse

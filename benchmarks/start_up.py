@@ -2,7 +2,8 @@
 
     COMFYUI_PATH=... python benchmarks/start_up.py        (with an interpreter that has ComfyUI's requirements)
 
-Each turn is a process of its own, and counts its own time on the processor; the fastest counts.  Above the limit the exit status is 1.
+Each turn is a process of its own that counts its own time on the processor; the fastest counts.  Above the limit the exit
+status is 1.
 """
 
 import argparse
