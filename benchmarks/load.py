@@ -128,8 +128,9 @@ def main() -> int:
                     own.append(json.loads(out.splitlines()[-1]))
             (seconds, memory, node), (others, other_memory, other_node) = (list(zip(*own)) for own in runs.values())
             print(
-                f"{file} ({path.stat().st_size / 1e9:.1f} GB), beside {other}: {min(seconds):.2f} s and {min(others):.2f} s, of "
-                f"the nodes {min(node):.2f} s and {min(other_node):.2f} s; {min(memory):.2f} GB and {min(other_memory):.2f} GB"
+                f"{file} ({path.stat().st_size / 1e9:.1f} GB), beside {other}: {min(seconds):.2f} s and {min(others):.2f} s, "
+                f"of the nodes {min(node):.2f} s and {min(other_node):.2f} s; "
+                f"{min(memory):.2f} GB and {min(other_memory):.2f} GB"
             )
             rows.append(of_fastest(f"loading {file}, time, beside {other}", LIMIT, seconds, others))
             rows.append(of_fastest(f"loading {file}, peak of memory, beside {other}", LIMIT, memory, other_memory))
