@@ -97,7 +97,11 @@ class Job:
     def shard(self, accelerator: Accelerator) -> None:
         """The network, as accelerate is configured; it gets new parameters."""
         names, values = {id(p): name for name, p in self.tensors.items()}, deferred.waiting(self.network)
+        plugin: Any = accelerator.state.fsdp_plugin
+        asked = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
         fsdp2_prepare_model(accelerator, self.network)
+        # which notes this network's blocks: a next one, after a base, has others, and would be cut as no resumed run is
+        plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap = asked
         deferred.share_out(self.network, values)
         live = dict(self.network.named_parameters())
         self.tensors.update({name: live[name] for name in self.tensors})
