@@ -41,11 +41,9 @@ def filled(run: Run, wanted: Path, where: Path, free: int, when: str, files: Pat
         started = run.start(out, files)
         if when:
             wait(out, when, started)
-            ballast = shutil.disk_usage(where).free - free
-            subprocess.run(["fallocate", "-l", str(max(ballast, 1)), where / "ballast"], check=True)
+            insist(lambda: remount(f"size={shutil.disk_usage(where).used + free}"))
         code, text = ended(started, 300)
         fault = said(code, text)
-        (where / "ballast").unlink(missing_ok=True)
         remount(f"size={2**30}")
         second, more = run.run(out, files)
         if second:
@@ -62,13 +60,7 @@ def read_only(run: Run, wanted: Path, where: Path, when: str, files: Path) -> tu
         out.mkdir()
         started = run.start(out, files)
         wait(out, when, started)
-        end = time.monotonic() + 60
-        while time.monotonic() < end:  # not while a file is open
-            try:
-                remount("ro")
-                break
-            except subprocess.CalledProcessError:
-                time.sleep(0.002)
+        insist(lambda: remount("ro"))  # which is refused while a file is open
         code, text = ended(started, 300)
         fault = said(code, text)
         remount("rw")
@@ -78,6 +70,18 @@ def read_only(run: Run, wanted: Path, where: Path, when: str, files: Path) -> tu
         elif not run.same(out, wanted):
             fault = fault or "other weights"
         return code, text, fault
+
+
+def insist(act: Callable[[], None]) -> None:
+    """Until it is not refused any more."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return act()
+        except subprocess.CalledProcessError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.002)
 
 
 def wait(out: Path, pattern: str, started) -> None:

@@ -66,7 +66,7 @@ def under_python(version: str, folder: Path) -> tuple[bool | None, str]:
         good, told = outcome([own, *PIP, *PLAIN])
     if good:
         good, told = outcome([own, "-W", "error", "-m", "compileall", "-q", "-f", *CODE])
-    return outcome([own, "-m", "pytest", "-q", *WITHOUT_TORCH], {"PYTHONPATH": str(ROOT)}) if good else (good, told)
+    return outcome([own, "-m", "pytest", *WITHOUT_TORCH], {"PYTHONPATH": str(ROOT)}) if good else (good, told)
 
 
 def features(folder: Path) -> tuple[bool, str]:
@@ -79,12 +79,12 @@ def with_libraries(packages: list[str], folder: Path) -> tuple[bool, str]:
     good, told = outcome([sys.executable, *PIP, "--no-deps", "--target", folder, *packages])
     if not good:
         return good, told
-    return outcome([sys.executable, "-m", "pytest", "-q", *WITH_LIBRARIES], {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+    return outcome([sys.executable, "-m", "pytest", *WITH_LIBRARIES], {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
 
 
 def in_comfyui(checkout: Path) -> tuple[bool, str]:
     environment = {"COMFYUI_PATH": str(checkout), "TWINFLOW_REQUIRE_COMFYUI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return outcome([checkout / ".venv" / "bin" / "python", "-m", "pytest", "-q", *IN_COMFYUI], environment)
+    return outcome([checkout / ".venv" / "bin" / "python", "-m", "pytest", *IN_COMFYUI], environment)
 
 
 def version_of(checkout: Path) -> str:

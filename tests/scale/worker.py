@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 from tiny import batch, config, plain  # beside this file; a dependency brings a package named tests
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.cli import main as command
 from trainer.config import Training, resolve
@@ -216,6 +217,13 @@ def whole_run(folder, kind, mode):
     original = runs.start_accelerator
     if kind == "fsdp2":
         runs.start_accelerator = lambda *args: shard(original(*args))
+        cut = loop.Job.shard
+
+        def told(job, accelerator):
+            cut(job, accelerator)
+            print(f"{job.name}: {sum(isinstance(m, FSDPModule) for m in job.network.modules())} parts", flush=True)
+
+        loop.Job.shard = told
     shown, digits.DigitsRun.shown = digits.DigitsRun.shown, lambda *args: shown(*args)[:2]  # all that is drawn takes long
     settings = dict(
         out=folder, base_steps=2, base_batch=8, steps=4, batch=2, accumulation=2, save_every=2, sample_every=2, log_every=1,
