@@ -2,12 +2,9 @@
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from twinflow.adapter import places_of
 from twinflow.alphas import Alphas
+from twinflow.atomic import new_folder
 from twinflow.backbones import find, is_second_embedder, of_modules
 from twinflow.gguf_header import read_gguf, with_architecture
 from twinflow.layouts import bare, last_block
@@ -204,16 +202,10 @@ def folder(stored: Stored, dtype: torch.dtype | None, args: argparse.Namespace) 
         raise TrainerError("--overwrite: is for files; expected a new folder as --output")
     check_output(args.output, stored.files, False, ending="")
     own = {name: t for name, t in stored.tensors.items() if name not in getattr(stored.backbone, "markers", ())}
-    temporary = Path(mkdtemp(dir=args.output.parent, prefix=f".{args.output.name}."))
-    try:
+    with new_folder(args.output) as temporary:
         described: Any = stored.network
         described.save_config(temporary)
         written(cast(own, dtype) | stored.unknown, temporary / FOLDER_FILE, own_metadata(stored))
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, args.output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     print(f"wrote {args.output}: config.json and {FOLDER_FILE}")
 
 

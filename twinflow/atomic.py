@@ -3,12 +3,14 @@
 All that is written goes through here, and nothing through a symbolic link: a link in the place of a file is replaced.
 """
 
+import glob
 import json
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ENDING = ".tmp"
@@ -77,23 +79,51 @@ def flush_folder(path: Path) -> None:
             os.close(folder)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> int:
-    """Delete temporary files that killed processes left in the folder (`name`: a glob, also through folders); how many.
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which is at path only when it is whole.  Raises OSError."""
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:LONGEST]}.", suffix=ENDING))
+    handle = os.open(temporary, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        with suppress(OSError):
+            is_ours(handle) if handle is not None else None
+        yield temporary
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+    flush_folder(path.parent)
 
-    One that a living process writes stays: it holds a lock on it.
+
+def remove_leftovers(folder: Path, name: str = "*") -> int:
+    """Delete what killed processes left half written in the folder (`name`: a glob, also through folders); how many.
+
+    What a living process writes stays: it holds a lock on it.
     """
     count = 0
     for path in folder.glob(f"{name}{ENDING}"):
-        if path.name.startswith(".") and path.is_file() and not path.is_symlink():
+        if path.name.startswith(".") and not path.is_symlink():
             try:
-                with open(path, "r+b") as file:
-                    if not is_ours(file.fileno()):
-                        continue
-                path.unlink()
-                count += 1
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    ours = is_ours(handle)
+                finally:
+                    os.close(handle)
+                if ours:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    count += 1
             except OSError:  # another process was faster, or writes it, where that is enough to keep it
                 pass
     return count
+
+
+def remove_leftovers_of(path: Path) -> int:
+    """The same of this file or folder alone, in a folder that is not ours."""
+    return remove_leftovers(path.parent, f".{glob.escape(path.name[:LONGEST])}.*")
 
 
 def is_ours(handle: int) -> bool:

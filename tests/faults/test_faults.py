@@ -17,7 +17,7 @@ import runs  # noqa: E402
 from trainer import TrainerError  # noqa: E402
 from trainer.runs import lock  # noqa: E402
 from trainer.training import log as logs  # noqa: E402
-from twinflow.atomic import append, remove_leftovers, write_atomically, write_text  # noqa: E402
+from twinflow.atomic import append, new_folder, remove_leftovers, write_atomically, write_text  # noqa: E402
 
 RUN = runs.Run(
     "digits-lora",
@@ -139,6 +139,25 @@ def test_leftovers_go_and_what_is_written_stays(tmp_path):
     write_atomically(tmp_path / "e", write)
     assert counts == [2] and (tmp_path / "e").read_text() == "new"
     assert {path.name for path in tmp_path.rglob("*")} == {"b.tmp", ".c", "sub", ".link.tmp", "e"}
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "a [1]*.safetensors", "x" * 240 + ".safetensors"])
+def test_a_command_that_was_killed_leaves_nothing_for_ever(tmp_path, name):
+    """The next one with the same output removes it, file or folder, and nothing of others; a living one keeps its own."""
+    from trainer.tools.command import check_output
+
+    def killed(temporary):
+        (Path(temporary).parent / f"{Path(temporary).name[:-12]}abcdefgh.tmp").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / name, killed)
+    (tmp_path / f".{name[:50]}.ijklmnop.tmp").mkdir()
+    (tmp_path / ".other.abcdefgh.tmp").write_text("of another")
+    with new_folder(tmp_path / name) as living:
+        check_output(tmp_path / name, [], True)
+        assert {path.name for path in tmp_path.iterdir()} == {living.name, ".other.abcdefgh.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {name, ".other.abcdefgh.tmp"}
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "猫" * 85, "a\nb", "-x", " ", "a b"])

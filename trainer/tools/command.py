@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from twinflow.atomic import remove_leftovers_of
 from twinflow.backbones import canonical
 from twinflow.weights import file_order, save_streamed
 
@@ -55,7 +56,10 @@ def ran(act: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
 
 
 def check_output(output: Path, inputs: Iterable[Path], overwrite: bool, ending: str = ".safetensors") -> None:
-    """Raises TrainerError unless it can be written to: never an input, and nothing else unless overwrite is set."""
+    """Raises TrainerError unless it can be written to: never an input, and nothing else unless overwrite is set.
+
+    What an earlier call that was killed left half written goes.
+    """
     if output.suffix.lower() != ending:
         raise TrainerError(f"--output {output}: expected a name that ends in {ending or 'nothing, for it is a folder'}")
     if any(output.exists() and path.exists() and output.samefile(path) for path in inputs):
@@ -64,6 +68,7 @@ def check_output(output: Path, inputs: Iterable[Path], overwrite: bool, ending: 
         raise TrainerError(f"--output {output}: is there already; expected another name, or --overwrite")
     if not output.parent.exists():
         output.parent.mkdir(parents=True)
+    remove_leftovers_of(output)
 
 
 def written(tensors: Mapping[str, Any], path: Path, metadata: Mapping[str, str]) -> None:
