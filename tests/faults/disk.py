@@ -42,7 +42,7 @@ def filled(run: Run, wanted: Path, where: Path, free: int, when: str, files: Pat
         if when:
             wait(out, when, started)
             insist(lambda: remount(f"size={shutil.disk_usage(where).used + free}"))
-        code, text = ended(started, 300)
+        code, text = ended(started, 900)
         fault = said(code, text)
         remount(f"size={2**30}")
         second, more = run.run(out, files)
@@ -61,7 +61,7 @@ def read_only(run: Run, wanted: Path, where: Path, when: str, files: Path) -> tu
         started = run.start(out, files)
         wait(out, when, started)
         insist(lambda: remount("ro"))  # which is refused while a file is open
-        code, text = ended(started, 300)
+        code, text = ended(started, 900)
         fault = said(code, text)
         remount("rw")
         second, more = run.run(out, files)

@@ -45,7 +45,7 @@ def removed(run: Run, wanted: Path, out: Path, files: Path, *, moved: bool = Fal
     os.replace(folder, gone)  # at once; what is removed file by file may come back in between
     if not moved:
         shutil.rmtree(gone, ignore_errors=True)
-    code, text = ended(started, 240)
+    code, text = ended(started, 900)
     fault = "" if code == 1 and "removed or moved away" in text else f"exit {code}"
     shutil.rmtree(gone, ignore_errors=True)
     fault = fault or said(code, text) or ("" if list(folder.glob("checkpoints/step-*")) else "nothing saved")
@@ -119,7 +119,7 @@ def two(run: Run, wanted: Path, out: Path, files: Path) -> tuple[str, str]:
     time.sleep(0.2)
     code, text = run.run(out, files)
     fault = "" if code == 2 and "is in use by" in text else f"exit {code}"
-    first, more = ended(started, 300)
+    first, more = ended(started, 900)
     fault = fault or said(code, text) or (f"the first: exit {first}: {last(more)}" if first else "")
     return last(text), fault or ("" if run.same(out, wanted) else "other weights")
 

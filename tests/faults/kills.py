@@ -45,14 +45,14 @@ def killed(run: Run, out: Path, at: int, delay: float, process: int) -> bool:
     """Kill one process at a write, and then the others; whether that came before the end."""
     faults = [dict(at=at, do="kill", delay=delay) if k == process else {} for k in range(run.processes)]
     started = run.start(out, out.parent, *faults)
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while time.monotonic() < end and all(p.poll() is None for p in started):
         time.sleep(0.01)
     codes = [p.poll() for p in started]
     for p in started:  # the others too, as whatever started them does
         p.send_signal(9)
         p.communicate(timeout=30)
-    return any(codes)
+    return any(code != 0 for code in codes)
 
 
 def trial(run: Run, wanted: Path, out: Path, kill: Kill) -> str:

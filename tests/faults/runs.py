@@ -52,7 +52,7 @@ class Run:
             started.append(Started(Path(__file__).with_name("child.py"), *given, files=files, environment=environment))
         return started
 
-    def run(self, out: Path, files: Path, *faults: dict[str, Any], seconds: float = 300) -> tuple[int, str]:
+    def run(self, out: Path, files: Path, *faults: dict[str, Any], seconds: float = 900) -> tuple[int, str]:
         """Exit code and what was printed: of the first process that failed, else of the first; the others are ended with it."""
         return ended(self.start(out, files, *faults), seconds)
 
