@@ -5,13 +5,16 @@ from comfy_api.latest import io
 from ..twinflow.prompts import load_prompts
 from ..twinflow.weights import WeightsError
 from . import model_files
+from .node import Node
 from .schedule import CATEGORY
 from .search import found_by
 
 FOLDER = "prompts"
 
 
-class CachedPrompt(io.ComfyNode):
+class CachedPrompt(Node):
+    files = ("file",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

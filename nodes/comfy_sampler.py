@@ -3,6 +3,8 @@
 sigma is the time t; model(x, sigma) answers with the data, so v = (x - data) / t.
 """
 
+import math
+
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -12,13 +14,15 @@ from tqdm.auto import tqdm
 from ..twinflow import path
 from ..twinflow.fresh_noise import FreshNoise, row_seeds
 from ..twinflow.sampler import sample
-from .inputs import check_flow, check_latent, check_times
-from .setups import check_conditioning, check_scale, check_style
+from ..twinflow.schedule import merged
+from .inputs import check_flow, check_latent, check_numbers, check_times
+from .setups import check_conditioning, check_scale, check_style, title
 from .time_conditioning import time_conditioning_of
 from .times import KEY, TimeConditioning
 
 # An empty latent noised from here on is text to image: it starts from noise alone, as the released sampler does.
 PURE_NOISE = 0.9
+CHECKED = ("cross_attn", "pooled_output", "reference_latents", "strength", "mask", "mask_strength", "guidance")  # of a prompt
 
 
 def unified_sampler(**options) -> comfy.samplers.KSAMPLER:
@@ -31,15 +35,17 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
     extra_args = dict(extra_args or {})
     guider = model.inner_model
     base = guider.inner_model
-    times, noise, latent = sigmas.cpu(), model.noise.cpu(), model.latent_image  # the only wait for the device
+    times, noise, latent = merged(sigmas.cpu()), model.noise.cpu(), model.latent_image
     check_flow(base, base.model_sampling)
     check_times(times)
+    check_inputs(guider, noise, latent, extra_args.get("denoise_mask"))
     check_scale(base)
-    check_latent(base, latent)
     model_options = extra_args.pop("model_options", {})
     time = time_conditioning_of(base, model_options)
     check_conditioning(base, time, options["style"], getattr(guider, "cfg", 1.0))
     check_style(options["style"], options.get("stochasticity"), times)
+    if len(times) < 2:  # no way to go
+        return x
     if times[0] > PURE_NOISE:  # ComfyUI scaled the noise by the first time
         empty = ~latent.flatten(1).any(1).to(x.device)  # row by row, whatever else is in the batch
         x = torch.where(path.like(empty, x), x / times[0].to(x), x)
@@ -57,7 +63,27 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
                 callback({"i": i, "x": x_t.to(x), "denoised": data.to(x), "sigma": t, "sigma_hat": t})
 
         fresh = FreshNoise(row_seeds(extra_args.get("seed") or 0, noise))
-        return sample(velocity, x, times, noise_like=fresh, callback=report, **options)
+        out = sample(velocity, x, times, noise_like=fresh, callback=report, **options)
+    check_numbers(
+        f"what {title(base)} drew",
+        out,
+        "its file, a LoRA or a prompt is damaged, or its numbers grow too large: choose weight_dtype bfloat16 or float32, "
+        f"less strength{', or less extrapolation' if options.get('extrapolation') else ''}",
+    )
+    return out
+
+
+def check_inputs(guider, noise: Tensor, latent: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError, with a name, for NaN in what core's sampling nodes pass on unseen, and for another model's latent."""
+    check_latent(guider.inner_model, latent)
+    if not math.isfinite(cfg := getattr(guider, "cfg", 1.0)):
+        raise ValueError(f"cfg is {cfg}; expected a number, 1 for TwinFlow models")
+    check_numbers("the noise", noise, "connect RandomNoise")
+    check_numbers("the mask of the latent", mask, "draw the mask again")
+    for name, conds in getattr(guider, "conds", {}).items():
+        for cond in conds or ():
+            inputs = {key: value for key, value in cond.items() if key in CHECKED}
+            check_numbers(f"the {name} prompt", inputs, "encode it again, or choose another prompts file")
 
 
 def with_target(model_options: dict, time: TimeConditioning, r: Tensor) -> dict:

@@ -4,12 +4,16 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from .emoji_prompt import CHANNELS
+from .inputs import check_numbers, check_room
+from .node import Node
 from .registry import IN_PIXELS
 from .schedule import CATEGORY
 from .search import found_by
 
+PIXEL_BYTES = 16  # of a number: the picture in float32, twice while it is made larger, and its PNG
 
-class EmojiImage(io.ComfyNode):
+
+class EmojiImage(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -40,8 +44,8 @@ def image_of(samples: Tensor, scale: int) -> Tensor:
             f"the latent is {shape}, those of emoji have {CHANNELS} channels: connect the sampler of a TwinFlow emoji model, "
             "and for any other model VAE Decode"
         )
-    if not samples.isfinite().all():
-        raise ValueError("the latent has values that are not numbers (NaN or infinity): sample it again")
+    check_numbers("the latent", samples, "sample it again")
+    check_room(f"{len(samples)} pictures at scale {scale}", PIXEL_BYTES * samples.numel() * scale**2)
     if samples.ndim == 5:
         samples = samples.movedim(2, 1).flatten(0, 1)
     pixels = IN_PIXELS[CHANNELS]().pixels(samples.cpu()).clamp(0, 1)

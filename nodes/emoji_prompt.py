@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..twinflow.backbones import emoji
 from ..twinflow.words import Words, load_words
 from .loading import one_line
+from .node import Node
 from .schedule import CATEGORY
 from .search import found_by
 
@@ -21,7 +22,7 @@ def words() -> Words:
         return load_words(emoji.SHIPPED / "words.safetensors")
 
 
-class EmojiPrompt(io.ComfyNode):
+class EmojiPrompt(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

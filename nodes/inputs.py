@@ -1,12 +1,17 @@
 """Prompts, latents and sigmas that a user connects: one sentence for those of another model."""
 
+import math
 from weakref import WeakKeyDictionary
 
+import comfy.model_management
 import comfy.model_sampling
 import torch
 from torch import Tensor
 
 from .supported import backbone_of, names
+
+LATENT_BYTES = 16  # a number: the noise, the latent and what is drawn, in float32, and a copy
+BEYOND = 4  # times all memory: ComfyUI's estimate is generous
 
 _widths: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -61,6 +66,42 @@ def check_prompt(model, which: str, embedding: Tensor | None, pooled: Tensor | N
             )
 
 
+def check_numbers(what: str, value, fix: str, depth: int = 8) -> None:
+    """Raises ValueError where a number or tensor, or one inside a list or dict, is NaN or infinite."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for own in inner if depth else ():
+        check_numbers(what, own, fix, depth - 1)
+    if isinstance(value, Tensor) and value.is_floating_point() and not getattr(value, "is_nested", False):
+        ends = (value if value.element_size() > 1 else value.float()).aminmax() if value.numel() else ()  # without a copy
+        finite = all(map(math.isfinite, ends))
+    else:
+        finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite:
+        raise ValueError(f"{what} has values that are not numbers (NaN or infinity): {fix}")
+
+
+def check_room(what: str, size: float) -> None:
+    """Raises ValueError where this many bytes are more than the computer has free."""
+    if size > (free := comfy.model_management.get_free_memory(torch.device("cpu"))):
+        raise ValueError(f"{what} would take {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: choose less")
+
+
+def check_numel(what: str, samples: Tensor) -> None:
+    """Raises ValueError for a latent that a sampler has no room for, before it takes any: it would end the whole server."""
+    if not getattr(samples, "is_nested", False):
+        check_room(f"{what}, {'x'.join(map(str, samples.shape))} numbers,", LATENT_BYTES * samples.numel())
+
+
+def check_size(model, shape: torch.Size, what: str) -> None:
+    """The same for one that the model has no room for."""
+    step, most = model.memory_required(list(shape)), comfy.model_management.get_total_memory()
+    if step > BEYOND * most:
+        name = f"{what}, {shape[0]} of {shape[-1]}x{shape[-2]} latent pixels,"
+        raise ValueError(
+            f"{name} would take about {step / 1e9:.0f} GB at each step, of {most / 1e9:.0f} GB in all: choose less"
+        )
+
+
 def check_latent(model, samples, what: str = "the latent") -> None:
     """Raises ValueError for a latent of another model.  An empty one fits all: ComfyUI gives it the channels it needs."""
     wanted, name = model.latent_format, type(model).__name__
@@ -74,11 +115,8 @@ def check_latent(model, samples, what: str = "the latent") -> None:
             f"{what} is of a video ({samples.shape[2]} frames), {name} makes images: connect an empty image latent, such as "
             "EmptySD3LatentImage, or an image encoded with its VAE"
         )
-    if not samples.isfinite().all():
-        raise ValueError(
-            f"{what} has values that are not numbers (NaN or infinity): encode the image again, with the VAE in "
-            "float32 (--fp32-vae)"
-        )
+    check_size(model, samples.shape, what)
+    check_numbers(what, samples, "encode the image again, with the VAE in float32 (--fp32-vae)")
     if samples.shape[1] != wanted.latent_channels and torch.count_nonzero(samples):
         raise ValueError(
             f"{what} has {samples.shape[1]} channels, those of {name} have {wanted.latent_channels}: encode the image with "

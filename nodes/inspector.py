@@ -6,12 +6,15 @@ from ..twinflow.inspection import inspect
 from . import model_files, shipped
 from .loading import one_line
 from .model_files import LORAS, MODELS
+from .node import Node
 from .report import Report, shown
 from .schedule import CATEGORY
 from .search import found_by
 
 
-class Inspect(io.ComfyNode):
+class Inspect(Node):
+    files = ("file",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -8,6 +8,7 @@ from ..twinflow.weights import WeightsError
 from . import lora, model_files, shipped
 from .loading import described, one_line
 from .model_files import LORAS, ModelFile
+from .node import Node
 from .report import Report, shown
 from .saved import attach_provenance
 from .schedule import CATEGORY
@@ -16,7 +17,9 @@ from .supported import backbone_of
 from .time_conditioning import attach, has_second_embedder, time_conditioning_of
 
 
-class LoraLoader(io.ComfyNode):
+class LoraLoader(Node):
+    files = ("lora_name",)
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -11,6 +11,7 @@ from pathlib import Path
 import comfy.utils
 import folder_paths
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..twinflow import lora_names
@@ -167,7 +168,7 @@ class ModelFile:
             else:
                 bias = self.entries.get(f"{layer.module}.bias")
                 out[key] = dequantised(layer, found, bias and bias[1][0], dtype)
-        check_values(self.name, out)
+        check_values(self.name, out, lora_names.is_part)
         return out
 
     def keys_found(self) -> str:
@@ -208,7 +209,10 @@ def open_file(path: str) -> ModelFile:
             if len(here) < len(headers[shard].tensors) / 2:
                 tensors |= load(shard, here)
             else:
-                whole = comfy.utils.load_torch_file(shard, safe_load=True)  # core's reader, whose tensors stream from disk
+                try:
+                    whole = comfy.utils.load_torch_file(shard, safe_load=True)  # core's reader, whose tensors stream from disk
+                except (SafetensorError, ValueError) as error:
+                    raise WeightsError(f"{Path(shard).name}: cannot be read as safetensors ({error})") from None
                 tensors |= {key: whole[key] for key in here}
         return tensors
 

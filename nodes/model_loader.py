@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from . import model_files, shipped
 from .loading import DTYPES, load_model, one_line
 from .model_files import LORAS, MODELS
+from .node import Node
 from .report import shown
 from .schedule import CATEGORY
 from .search import found_by
@@ -13,7 +14,9 @@ from .supported import names
 NONE = "none"
 
 
-class ModelLoader(io.ComfyNode):
+class ModelLoader(Node):
+    files = ("model_name", "adapter")
+
     @classmethod
     def define_schema(cls):
         return io.Schema(

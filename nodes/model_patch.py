@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from comfy_api.latest import io
 
+from .node import Node
 from .report import Report, shown
 from .schedule import CATEGORY
 from .search import found_by
@@ -15,7 +16,7 @@ GIVEN = {"two": "t and r, with two time embedders", "fold": "t - r/2, with one t
 BRANCHES = ["real", "twin"]
 
 
-class ModelPatch(io.ComfyNode):
+class ModelPatch(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

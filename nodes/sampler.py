@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..twinflow.presets import Sampling, near
 from .comfy_sampler import unified_sampler
 from .inputs import check_flow, check_latent, check_prompts
+from .node import Node
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS, denoise_input, denoised
 from .search import found_by
 from .time_conditioning import time_conditioning_of
@@ -28,7 +29,7 @@ def recommended(model, preset: str = FROM_FILE) -> Sampling:
     return settings[0] if preset == FROM_FILE else near(PRESETS[BY_FILE[preset]].steps, settings)
 
 
-class Sampler(io.ComfyNode):
+class Sampler(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -106,7 +107,7 @@ class Sampler(io.ComfyNode):
         check_prompts(model.model, "negative", negative)
         if sigmas is None or sampler is None:
             sampling = PRESETS.get(preset) or recommended(model, preset)
-            sigmas = denoised(sampling.times(), denoise).to(torch.float32) if sigmas is None else sigmas
+            sigmas = denoised(sampling.times(), denoise) if sigmas is None else sigmas
             sampler = sampler or unified_sampler(**sampling.options())
         return io.NodeOutput(sample_latent(model, positive, negative, latent_image, sigmas, sampler, seed, cfg))
 

@@ -16,6 +16,7 @@ from ..twinflow.layouts import exchanged
 from ..twinflow.weights import Provenance, file_order, save_streamed
 from . import gguf_files
 from .loading import one_line
+from .node import Node
 from .quantised import COMPANIONS
 from .report import Report, shown
 from .saved import provenance_of
@@ -30,7 +31,7 @@ WHOLE, ADAPTER = "one file", "base + adapter"
 DTYPES = {"as it is": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class Save(io.ComfyNode):
+class Save(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -1,11 +1,12 @@
 """TwinFlow Schedule: the times of the steps, as SIGMAS."""
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..twinflow import schedule
 from ..twinflow.presets import SAMPLING
+from .node import Node
+from .report import warn
 from .search import found_by
 
 CATEGORY = "TwinFlow"
@@ -15,13 +16,14 @@ DEFAULT_PRESET = "2 steps"
 
 
 def denoised(times: Tensor, denoise: float) -> Tensor:
-    """The same steps from a lower first time, for image to image; none at all for 0.
+    """The same steps from a lower first time, for image to image, in float32; none at all for 0.
 
     Few-step schedules take a long last step, so cutting their start off would leave nothing: they are scaled instead.
     """
     if not 0 <= denoise <= 1:
         raise ValueError(f"denoise is {denoise}; expected 0 (the image as it is) to 1 (all noise)")
-    return times * denoise if denoise else times[:0]
+    scaled = schedule.merged(times * denoise)
+    return scaled if len(scaled) > 1 else scaled[:0]
 
 
 def denoise_input():
@@ -35,7 +37,7 @@ def denoise_input():
     )
 
 
-class Schedule(io.ComfyNode):
+class Schedule(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -95,7 +97,10 @@ class Schedule(io.ComfyNode):
     @classmethod
     def execute(cls, preset, steps, start_gap, end_gap, warp_a, warp_b, warp_c, denoise) -> io.NodeOutput:
         if preset == CUSTOM:
+            if steps > 1 and start_gap >= 1 - end_gap:
+                warn(f"the last time before 0, end_gap ({end_gap:g}), is not below the first, 1 - start_gap: it is one step")
+                steps = 1
             times = schedule.times(steps, start_gap, end_gap, (warp_a, warp_b, warp_c))
         else:
             times = PRESETS[preset].times()
-        return io.NodeOutput(denoised(times, denoise).to(torch.float32))
+        return io.NodeOutput(denoised(times, denoise))

@@ -9,13 +9,14 @@ from PIL import Image, ImageDraw
 
 from ..twinflow.sampler import STYLES, TARGETS
 from .drawing import BACKGROUND, BLUE, GRID, INK, ORANGE, letters, tensor_of
+from .node import Node
 from .schedule import CATEGORY, DEFAULT_PRESET, PRESETS
 from .search import found_by
 
 STEP, AIM = BLUE, ORANGE
 
 
-class SchedulePlot(io.ComfyNode):
+class SchedulePlot(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -4,13 +4,14 @@ from comfy_api.latest import io
 
 from ..twinflow.sampler import STYLES
 from .comfy_sampler import unified_sampler
+from .node import Node
 from .schedule import CATEGORY
 from .search import found_by
 
 NOISE = {"constant": None, "sde": "sde", "sde, first step kept": "sde-first"}
 
 
-class UnifiedSampler(io.ComfyNode):
+class UnifiedSampler(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

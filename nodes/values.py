@@ -1,7 +1,7 @@
 """Whether a file's weights can be weights: no NaN, and not the size of numbers whose scale was lost."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ LARGEST = 30.0  # root mean square of a matrix; trained ones stay below 1, those
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def check_values(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError for values that are not numbers, and for matrices too large to have been trained."""
+def check_values(name: str, tensors: Mapping[str, Tensor], whole: Callable[[str], bool] = lambda key: False) -> None:
+    """Raises WeightsError for values that are not numbers, and for matrices too large to have been trained.
+
+    whole: whether all of a large tensor is looked at, as of a LoRA, which is small beside its model.
+    """
     for key, tensor in tensors.items():
         if tensor.dtype not in FLOATS:  # packed
             continue
-        values = _some(tensor)
+        values = tensor.float() if whole(key) else _some(tensor)
         if not float(values.abs().max() if values.numel() else 0) < math.inf:
             raise WeightsError(
                 f"{name}: has values that are not numbers (NaN or infinity): it is damaged, fetch it again ({key})"

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from .drawing import BACKGROUND, DIM, GRID, INK, letters, tensor_of
 from .fields import Row, fields
+from .inputs import check_room
+from .node import Node
 from .report import warn
 from .schedule import CATEGORY
 from .search import found_by
 from .setups import title
 
 MOST = 16  # rows
+PIXEL_BYTES = 32  # of a pixel: in PIL, in float32, and what is made of it
 COLUMNS = (
     ("noised", "x_t"),
     ("real field", "v(x_t, t, r=t)"),
@@ -24,7 +27,7 @@ COLUMNS = (
 )
 
 
-class VelocityFields(io.ComfyNode):
+class VelocityFields(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -135,9 +138,10 @@ def drawn(rows: list[Row], cell: int) -> Image.Image:
     """The pictures (H, W, 3) of every row, side by side, with the difference of the velocities between."""
     apart = [None if row.fake is None else (row.real - row.fake) / row.t for row in rows]
     gain = 0.5 / max([1e-3, *(typical(d) for d in apart if d is not None)])
-    height = round(cell * rows[0].point.shape[0] / rows[0].point.shape[1])
+    height = max(1, round(cell * rows[0].point.shape[0] / rows[0].point.shape[1]))
     left, top, gap = round(cell * 0.75), round(cell * 0.5), max(2, cell // 20)
     width, tall = left + 5 * (cell + gap) + gap, top + len(rows) * (height + gap) + gap
+    check_room(f"the picture, {width}x{tall} pixels,", PIXEL_BYTES * width * tall)
     image = Image.new("RGB", (width, tall), BACKGROUND)
     canvas, large, small = ImageDraw.Draw(image), letters(cell * 0.16), letters(cell * 0.13)
     for column, (name, formula) in enumerate(COLUMNS):

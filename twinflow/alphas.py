@@ -1,10 +1,13 @@
 """A LoRA's alpha where no tensor names it: the settings of diffusers and PEFT in a file's metadata."""
 
+import math
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from .plain_json import loads
+from .plain_json import loads, one_line
+from .weights import WeightsError
 
 
 class Alphas:
@@ -25,12 +28,26 @@ class Alphas:
         alpha = get("lora_alpha", get("network_alpha"))
         patterns = get("alpha_pattern")
         for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if re.fullmatch(rf"(.*\.)?({pattern.removeprefix('^')})", module):  # as PEFT matches them
+            if matcher(pattern).fullmatch(module):
                 alpha = value
                 break
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             return None
-        return float(alpha) * (rank**0.5 if get("use_rslora") in (True, "True") else 1)
+        if not math.isfinite(found := float(alpha) * (rank**0.5 if get("use_rslora") in (True, "True") else 1)):
+            raise WeightsError(f"the LoRA's metadata give {module} an alpha of {alpha:g}, which is too large to be one")
+        return found
+
+
+@cache
+def matcher(pattern: str) -> re.Pattern:
+    """Of modules, as PEFT matches them.  Raises WeightsError for a pattern without a meaning, or one that could take for ever:
+    more than two repetitions, or one of a group."""
+    try:
+        if len(pattern) > 300 or len(re.findall(r"[*+{]", pattern)) > 2 or re.search(r"\)[*+?{]", pattern):
+            raise ValueError("expected a name, or a short pattern")
+        return re.compile(rf"(.*\.)?({pattern.removeprefix('^')})")
+    except (re.error, ValueError, RecursionError, OverflowError) as error:
+        raise WeightsError(f"the LoRA's metadata have the alpha_pattern {one_line(repr(pattern), 60)}: {error}") from None
 
 
 def _parsed(value: Any) -> Any:

@@ -45,6 +45,8 @@ def load_prompts(path: str | os.PathLike) -> dict[str, Prompt]:
             parts = {(own.embeds, 2)} | ({(own.pooled, 1)} if own.pooled is not None else set())
             if not isinstance(own.text, str) or any(t.ndim != n or not t.is_floating_point() for t, n in parts):
                 raise ValueError(f"{name!r} is no text with embeddings (L, D)")
+            if not all(t.float().isfinite().all() for t, _ in parts):
+                raise ValueError(f"{name!r} has values that are not numbers (NaN or infinity)")
         return found
     except (KeyError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: the list of prompts does not fit the tensors ({error}): write the file again") from None

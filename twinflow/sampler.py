@@ -49,10 +49,6 @@ def check_sampling(times: Tensor, style: str, order: int, stochasticity: Stochas
         raise ValueError(f"style is {style!r}; expected one of {', '.join(STYLES)}")
     if order not in (1, 2):
         raise ValueError(f"order is {order}; expected 1 or 2")
-    if order == 2 and len(times) > 2 and times[0] >= 1:
-        raise ValueError(
-            f"order 2 divides by 1 - t and starts at t = {float(times[0])}; use a start gap above 0, such as 0.001"
-        )
     if isinstance(stochasticity, str):
         if stochasticity not in ("sde", "sde-first"):
             raise ValueError(f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'")
@@ -86,7 +82,8 @@ def sample(
     (recomputed every step) or "sde-first" (the released code's: computed at the first step, then kept).
     extrapolation moves both estimates away from those of the step before, from the third step on; a step that ends at
     t = 0 returns the network's own estimate of the data, as in the released code.
-    order 2 corrects every step but the last with the noise estimated at its end, at the price of a second evaluation.
+    order 2 corrects every step but the last with the noise estimated at its end, at the price of a second evaluation; a step
+    that starts from noise alone, at t = 1, ends in that noise and has nothing to correct.
     callback(i, t, x, data) is called at every step, with the network's estimate of the data.
     Raises ValueError as check_sampling does.  x is not changed.
     """
@@ -100,7 +97,7 @@ def sample(
         if callback:
             callback(i, t, x, now.data)
         noise, x_next = mixer.step(t, t_next, now)
-        if order == 2 and i < len(times) - 2:
+        if order == 2 and i < len(times) - 2 and t < 1:
             noise_next = estimate(velocity, x_next.to(dtype), t_network[i + 1], t_network[i + 1]).noise
             x_next = step_from(x, t, t_next, 0.5 * (noise + noise_next))
         x = x_next

@@ -32,8 +32,13 @@ def times(steps: int, start_gap: float = 0.001, end_gap: float = 0.6, warp: tupl
         )
     if len(warp) != 3 or not all(0 < w < math.inf for w in warp):
         raise ValueError(f"warp is {tuple(warp)}; expected three positive numbers a, b, c (1, 1, 1 is no warp)")
-    s = kumaraswamy(positions(steps, start_gap, end_gap), *warp)
+    s = kumaraswamy(positions(steps, start_gap, end_gap), *warp).cummax(0).values  # powers are not rounded monotonically
     return torch.cat([1 - s, s.new_zeros(1)])
+
+
+def merged(times: Tensor) -> Tensor:
+    """The times in float32, as hosts pass them on, without those that coincide there: a step of no length does nothing."""
+    return times.float().unique_consecutive()
 
 
 def positions(steps: int, start_gap: float, end_gap: float) -> Tensor:

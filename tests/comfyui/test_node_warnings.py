@@ -192,9 +192,9 @@ def test_latents_of_another_model(golden, two, sample):
         sample(two, positive=[[embeds, {**extra, "reference_latents": [torch.ones(1, 4, 8, 8)]}]])
 
 
-@pytest.mark.parametrize("sigmas", [[0.0, 0.5, 1.0], [1.0, 0.5, -0.1], [1.0, float("nan"), 0.0], [1.0, 1.0, 0.0]])
+@pytest.mark.parametrize("sigmas", [[0.0, 0.5, 1.0], [1.0, 0.5, -0.1], [1.0, float("nan"), 0.0]])
 def test_sigmas_that_do_not_fall(two, sample, sigmas):
-    with pytest.raises(ValueError, match="expected times that fall from 1 to 0"):
+    with pytest.raises(ValueError, match="expected times that fall from 1 to 0|sigmas has values that are not numbers"):
         sample(two, sigmas=torch.tensor(sigmas))
 
 

@@ -146,7 +146,6 @@ def test_extrapolation_starts_with_the_third_step_and_spares_the_last():
     [
         (dict(style="mul"), [0.9, 0], "style is 'mul'; expected one of few, any, multi"),
         (dict(order=3), [0.9, 0], "order is 3; expected 1 or 2"),
-        (dict(order=2), [1.0, 0.5, 0], "order 2 .* starts at t = 1.0; use a start gap above 0"),
         (dict(stochasticity=1.5), [0.9, 0], "stochasticity is 1.5; expected a share"),
         (dict(stochasticity="ode"), [0.9, 0], "stochasticity is 'ode'; expected a share"),
         (dict(stochasticity=float("nan")), [0.9, 0], "stochasticity is nan; expected a share"),
@@ -164,9 +163,12 @@ def test_impossible_settings_are_named(options, ts, message):
         sample(curved, noise(), torch.tensor(ts, dtype=torch.float64), **options)
 
 
-def test_order_two_may_start_at_noise_when_it_has_one_step_only():
-    out = sample(curved, noise(), torch.tensor([1.0, 0.0], dtype=torch.float64), order=2)
-    assert out.isfinite().all()
+def test_order_two_corrects_no_step_from_noise_alone():
+    """At t = 1 a path is fixed by its end: that step is the one of first order, those after it are corrected."""
+    points, ts = {1: [], 2: []}, torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
+    for order, seen in points.items():
+        sample(curved, noise(), ts, order=order, callback=lambda i, t, x, data, seen=seen: seen.append(x))
+    assert torch.equal(points[1][1], points[2][1]) and not torch.allclose(points[1][2], points[2][2])
 
 
 def test_a_device_without_float64(monkeypatch):

@@ -1,25 +1,29 @@
 """Every reader of a file that somebody else may have written, with a small sound file for each."""
 
 import json
-import struct
+import pickle
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
+import gguf_file
 import mutations
 import torch
+import torch.distributed.checkpoint as dcp
 import yaml
+from PIL import Image
+from reader import Reader
 
-from trainer import TrainerError
 from trainer.cli import read_file
 from trainer.config import read_settings, resolve
-from trainer.data import Cache, Encoder, parquet, prompts, tables
+from trainer.data import Cache, Encoder, image_files, parquet, prompts, tables
 from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests
 from trainer.data.report import Report
 from trainer.data.row import ImageFile
-from trainer.training import checkpoint
+from trainer.training import checkpoint, sharded
 from twinflow.backbones import all_backbones
 from twinflow.gguf_header import read_gguf
 from twinflow.inspection import inspect
@@ -27,18 +31,6 @@ from twinflow.presets import SAMPLING
 from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.weights import Provenance, load, read_header, save
 from twinflow.words import Words, load_words, save_words
-
-OURS = (TrainerError, ValueError)  # of which WeightsError is one
-
-
-@dataclass
-class Reader:
-    """suffix: of its files.  sound: writes one.  read: raises one of OURS.  mutate: besides bytewise."""
-
-    suffix: str
-    sound: Callable[[Path], object]
-    read: Callable[[Path], object]
-    mutate: Callable[[bytes, Any], bytes] = mutations.bytewise
 
 
 def as_json(data: bytes, rng) -> bytes:
@@ -73,6 +65,7 @@ KINDS = "bool", "int", "float", "timestamp", "binary", "set", "python/object/app
 ODD = [b"steps: 2001-99-99", b"? {a: 1}\n: 2", b"a: *b", *(f"lr: !!{kind} maybe".encode() for kind in KINDS)]
 NINE = "".join(f"lr: &a{i} [" + f"*a{i - 1}, " * 9 + "]\n" for i in range(1, 9))
 BOMB = f"name: &a0 x\n{NINE}steps: *a8\n".encode()
+KINDS_OF_IMAGES = "PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "TGA", "PPM", "ICO", "MPO", "DDS"
 ROWS = [
     dict(image="a.png", text="a cat", repeats=2), dict(target="b.png", source=["c.png", "d.png"], instruction="blue"),
     dict(image="e.png", texts=["a", "b"], control_path_1="f.png"),
@@ -90,16 +83,6 @@ def weights(path: Path) -> None:
     for end, shape in {"lora_A": (2, 4), "lora_B": (4, 2)}.items():
         names[f"diffusion_model.transformer_blocks.0.attn.to_q.{end}.weight"] = torch.zeros(shape)
     save(names, path, about)
-
-
-def gguf(path: Path) -> None:
-    text = lambda s: struct.pack("<Q", len(s)) + s.encode()
-    about = text("general.architecture") + struct.pack("<I", 8) + text("qwen_image")
-    about += text("general.file_type") + struct.pack("<II", 4, 1)
-    about += text("a.list") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("y")
-    tensors = text("img_in.weight") + struct.pack("<IQQIQ", 2, 32, 2, 0, 0)
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 3) + about + tensors
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + b"\0" * 256)
 
 
 def state() -> checkpoint.State:
@@ -173,6 +156,75 @@ def cached(path: Path, kind: str) -> None:
     cache.latents(shot) if kind == "latents" else cache.prompt(Caption("a"))
 
 
+def shards(path: Path) -> None:
+    """Their table of contents; the rest of the folder lies beside it."""
+    folder = path.parent / "sharded"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        writer = dcp.FileSystemWriter(folder, single_file_per_rank=True)
+        dcp.save({"tensors.a": torch.ones(3, 2), "tensors.b": torch.ones(4)}, storage_writer=writer, no_dist=True)
+    (folder / sharded.ABOUT).write_text('{"step": 1, "skipped": 0, "seconds": 1.5, "model": "m"}')
+    path.write_bytes((folder / ".metadata").read_bytes())
+
+
+def restored_shards(path: Path) -> None:
+    folder = path.parent / "sharded"
+    (folder / ".metadata").write_bytes(path.read_bytes())
+    found = sharded.Folder(folder)
+    wanted = {"tensors.a": torch.zeros(3, 2), "tensors.b": torch.zeros(4)}
+    if all(found.shapes.get(name) == tuple(own.shape) for name, own in wanted.items()):
+        found.read(wanted)
+
+
+def as_pickle(data: bytes, rng) -> bytes:
+    """One to three places of the records within changed, lost or doubled."""
+    found = pickle.loads(data)
+    for _ in range(rng.randint(1, 3)):
+        holders = [own for own in inside(found) if len(own)]
+        holder = rng.choice(holders)
+        key = rng.choice(list(holder))
+        act = rng.randrange(4)
+        if act == 0:
+            del holder[key]
+        elif act == 1:
+            holder[rng.choice(["x", "", 5, mutations.LONG])] = holder[key]
+        else:
+            holder[key] = rng.choice([*mutations.VALUES, torch.Size([2**40]), torch.Size([-1, 3]), rng.choice(holders)])
+    try:
+        return pickle.dumps(found)
+    except (RuntimeError, TypeError, AttributeError):  # what torch's records cannot be pickled with
+        return mutations.bytewise(data, rng)
+
+
+def inside(value, depth: int = 8) -> list[dict]:
+    """Every dictionary in a value, the attributes of its records among them."""
+    if depth == 0:
+        return []
+    own = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    items = [*own.values(), *(value if isinstance(value, (list, tuple)) else ())]
+    return [own, *(found for item in items for found in inside(item, depth - 1))]
+
+
+@cache
+def picture(kind: str) -> bytes:
+    image, into, exif = Image.effect_mandelbrot((24, 20), (-2, -1.5, 1, 1.5), 50), BytesIO(), Image.Exif()
+    exif[image_files.ORIENTATION] = 6
+    more = {"TIFF": dict(compression="tiff_lzw"), "WEBP": dict(lossless=True)}.get(kind, {})
+    image.convert("RGBA" if kind == "ICO" else "RGB").save(into, kind, exif=exif, **more)
+    return into.getvalue()
+
+
+def of_any_kind(data: bytes, rng) -> bytes:
+    return mutations.bytewise(picture(rng.choice(KINDS_OF_IMAGES)), rng)
+
+
+def seen(path: Path) -> None:
+    data = path.read_bytes()
+    image_files.remarks(data)
+    image_files.size(data)
+    assert image_files.pixels(data, (16, 32)).isfinite().all()
+
+
 def text(value: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(value, "utf-8")
 
@@ -184,8 +236,8 @@ READERS = {
     "provenance": Reader(".safetensors", weights, provenance, SAFE),
     "layouts": Reader(".safetensors", weights, layouts, SAFE),
     "inspect": Reader(".safetensors", weights, inspect, SAFE),
-    "inspect gguf": Reader(".gguf", gguf, inspect),
-    "gguf": Reader(".gguf", gguf, read_gguf),
+    "inspect gguf": Reader(".gguf", gguf_file.write, inspect),
+    "gguf": Reader(".gguf", gguf_file.write, read_gguf),
     "prompts": Reader(
         ".safetensors", lambda p: save_prompts(p, {"a": Prompt("a", torch.zeros(2, 3), torch.zeros(4))}), load_prompts, SAFE
     ),
@@ -217,6 +269,8 @@ READERS = {
         ".safetensors", lambda p: save_prompts(p, {"prompt": Prompt("a", torch.zeros(2, 3), torch.zeros(4))}),
         lambda p: cached(p, "caption"), SAFE,
     ),
+    "sharded checkpoint": Reader(".metadata", shards, restored_shards, as_pickle, share=0.2),
+    "images": Reader(".png", lambda path: path.write_bytes(picture("PNG")), seen, of_any_kind),
     "digests": Reader(
         ".json", text('{"a": {"stamp": [1, 2], "digest": "x", "size": [3, 4], "remarks": []}}'), Digests, as_json
     ),

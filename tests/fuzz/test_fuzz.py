@@ -12,7 +12,8 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import fuzz  # noqa: E402
 import mutations  # noqa: E402
-from readers import READERS, Reader  # noqa: E402
+from reader import Reader  # noqa: E402
+from readers import READERS  # noqa: E402
 
 from twinflow.weights import WeightsError, read_header, save  # noqa: E402
 
@@ -23,7 +24,7 @@ INPUTS = 200  # a reader
 def test_every_input_is_read_or_refused_in_a_line(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found, smallest = fuzz.run(name, INPUTS, tmp_path)
+        found, smallest = fuzz.run(name, READERS[name], round(INPUTS * READERS[name].share), tmp_path)
     assert not found, {kind: (times, smallest[kind][:200]) for kind, times in found.items()}
 
 

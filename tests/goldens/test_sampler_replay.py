@@ -1,6 +1,5 @@
 """The released sampler's trajectories, from twinflow.sampler and twinflow.schedule."""
 
-import pytest
 import torch
 
 from twinflow import sampler
@@ -107,15 +106,14 @@ def test_every_schedule_is_bit_exact(golden, replayed, tools):
 
 
 def test_second_order_works_where_the_released_code_crashes(golden, replayed, tools):
-    """r = t in the second call ("*_fix"); a start at t = 1 has no second order there and is refused here."""
+    """r = t in the second call ("*_fix"); a step from t = 1, where it divides by 0, is of first order here."""
     tensors, index = golden("sampler")
     for id, case in index["order2"].items():
         velocity = network(case, tensors, index)
         starts_at_one = len(case["t_steps"]) > 2 if case.get("t_steps") else case["sampling_steps"] > 2
         if case["rfba_gap_steps"][0] == 0 and starts_at_one:
             assert case["error"] or case["nan"], id
-            with pytest.raises(ValueError, match="order 2 .* starts at t = 1.0; use a start gap above 0"):
-                run(tools, case, tensors, velocity)
+            assert run(tools, case, tensors, velocity)[0].isfinite().all(), id
         elif case["error"]:
             assert run(tools, case, tensors, velocity)[0].isfinite().all(), id
         else:

@@ -6,9 +6,12 @@ its name only when it is whole.
 
 import os
 import pickle
+import pickletools
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +30,7 @@ from ..tensors import sharding
 from . import disk
 
 ABOUT = "about.json"
+FILE = r"__[0-9]+_[0-9]+\.distcp"  # of one process
 
 
 class Writer(dcp.FileSystemWriter):
@@ -71,10 +75,58 @@ NAMED = {
 }
 
 
+def table_of(data: bytes) -> metadata.Metadata:
+    """A checkpoint's table of contents.  Raises ValueError for what is none, before it takes more memory than it has bytes."""
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):  # which reads no more than is there
+            if opcode.name == "FRAME" and int(argument or 0) > len(data):
+                raise ValueError("it is cut off")
+            if "PUT" in opcode.name and int(argument or 0) > count:  # pickle makes room for all numbers below
+                raise ValueError(f"it counts to {argument}")
+        found = Unpickler(BytesIO(data)).load()
+        _check(found)
+        return found
+    except Exception as error:  # pickle raises anything, and records may lack what they are made of
+        raise ValueError(str(error)) from None
+
+
+def _check(table: Any) -> None:
+    """Raises ValueError, or AttributeError, for a table whose parts are not what torch writes."""
+    if not isinstance(table, metadata.Metadata):
+        raise ValueError("it is no table")
+    whole = lambda numbers: isinstance(numbers, tuple) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+    tensors, parts = table.state_dict_metadata, table.storage_data
+    if not isinstance(tensors, dict) or not isinstance(parts, dict):
+        raise ValueError("it has no tensors")
+    for name, own in tensors.items():
+        if isinstance(own, metadata.BytesStorageMetadata):
+            continue
+        fits = isinstance(name, str) and isinstance(own, metadata.TensorStorageMetadata) and whole(own.size)
+        fits = fits and isinstance(own.properties, metadata.TensorProperties)
+        fits = fits and isinstance(own.properties.dtype, torch.dtype) and isinstance(own.chunks, list)
+        if not fits or not all(
+            isinstance(chunk, metadata.ChunkStorageMetadata)
+            and whole(chunk.offsets) and whole(chunk.sizes) and len(chunk.offsets) == len(chunk.sizes) == len(own.size)
+            for chunk in own.chunks
+        ):  # fmt: skip
+            raise ValueError(f"{name!r} is no tensor")
+    for index, part in parts.items():
+        fits = isinstance(index, metadata.MetadataIndex) and isinstance(part, filesystem._StorageInfo)
+        if not (fits and isinstance(part.relative_path, str) and re.fullmatch(FILE, part.relative_path)):
+            raise ValueError("it names another file than its own")
+        if not whole((part.offset, part.length)):
+            raise ValueError(f"a part of {part.relative_path} begins nowhere")
+
+
 class Reader(dcp.FileSystemReader):
+    """torch's, of a table that is read and checked already."""
+
+    def __init__(self, path: Path, table: metadata.Metadata):
+        super().__init__(path)
+        self.table = table
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
-        with open(Path(self.path, ".metadata"), "rb") as file:
-            return Unpickler(file).load()
+        return self.table
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], say: Callable[[str], object]) -> None:
@@ -142,17 +194,16 @@ class Folder:
         self.path = path
         try:
             self.about = about_of((path / ABOUT).read_text("utf-8"))
-            found = Reader(path).read_metadata()
-            self.shapes = {
-                n: tuple(m.size) for n, m in found.state_dict_metadata.items() if isinstance(m, metadata.TensorStorageMetadata)
-            }
-            for part in found.storage_data.values():
+            self.table = table_of((path / ".metadata").read_bytes())
+            tensors = self.table.state_dict_metadata.items()
+            self.shapes = {n: tuple(m.size) for n, m in tensors if isinstance(m, metadata.TensorStorageMetadata)}
+            for part in self.table.storage_data.values():
                 size, wanted = (path / part.relative_path).stat().st_size, part.offset + part.length
                 if size < wanted:
                     raise WeightsError(f"{part.relative_path} has {size} bytes of {wanted}: it is cut off")
         except WeightsError:
             raise
-        except (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        except (OSError, ValueError) as error:
             raise WeightsError(f"{getattr(error, 'strerror', None) or error}") from None
 
     def read(self, into: Mapping[str, Tensor]) -> None:
@@ -161,7 +212,7 @@ class Folder:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
-                dcp.load({n: t.detach() for n, t in into.items()}, storage_reader=Reader(self.path), no_dist=alone)
+                dcp.load({n: t.detach() for n, t in into.items()}, storage_reader=Reader(self.path, self.table), no_dist=alone)
         except dcp.CheckpointException as error:
             fault, _ = next(iter(error.failures.values()))
             raise WeightsError(f"{getattr(fault, 'strerror', None) or fault}") from None
