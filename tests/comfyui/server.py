@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Server:
-    def __init__(self, comfyui: Path, base: Path):
+    def __init__(self, comfyui: Path, base: Path, *options: str):
         self.base, self.models = base, base / "models"
         for name in ("diffusion_models", "loras", "prompts", "vae", "vae_approx", "text_encoders"):
             (self.models / name).mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,7 @@ class Server:
             "--disable-auto-launch",
             "--preview-method",
             "latent2rgb",
+            *options,
         ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
