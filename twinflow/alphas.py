@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from .plain_json import loads, one_line
-from .weights import WeightsError
 
 
 class Alphas:
@@ -34,8 +33,14 @@ class Alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             return None
         if not math.isfinite(found := float(alpha) * (rank**0.5 if get("use_rslora") in (True, "True") else 1)):
-            raise WeightsError(f"the LoRA's metadata give {module} an alpha of {alpha:g}, which is too large to be one")
+            raise refused(f"the LoRA's metadata give {module} an alpha of {alpha:g}, which is too large to be one")
         return found
+
+
+def refused(message: str) -> ValueError:
+    from .weights import WeightsError  # only now: it needs safetensors, the library's core torch alone
+
+    return WeightsError(message)
 
 
 @cache
@@ -47,7 +52,7 @@ def matcher(pattern: str) -> re.Pattern:
             raise ValueError("expected a name, or a short pattern")
         return re.compile(rf"(.*\.)?({pattern.removeprefix('^')})")
     except (re.error, ValueError, RecursionError, OverflowError) as error:
-        raise WeightsError(f"the LoRA's metadata have the alpha_pattern {one_line(repr(pattern), 60)}: {error}") from None
+        raise refused(f"the LoRA's metadata have the alpha_pattern {one_line(repr(pattern), 60)}: {error}") from None
 
 
 def _parsed(value: Any) -> Any:
