@@ -158,8 +158,8 @@ def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None
         own, other = first.get(key.replace("_2.", ".", 1)), found[key]
         if own is not None and own.shape != other.shape:
             raise WeightsError(
-                f"{source.name}: its second time embedder is {other.shape[0]} wide, the time embedder of {base.name} "
-                f"{own.shape[0]}, so it was made for another model. Choose the one that was made for this base ({key})"
+                f"{source.name}: its second time embedder is {(*other.shape, 1)[0]} wide, the time embedder of {base.name} "
+                f"{(*own.shape, 1)[0]}, so it was made for another model. Choose the one that was made for this base ({key})"
             )
 
 
@@ -197,7 +197,7 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
     extra = {"metadata": metadata, "disable_dynamic": disable_dynamic}
     try:
         patcher = load(tensors, model_options=options, **{name: value for name, value in extra.items() if name in known})
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # of odd sizes
         raise WeightsError(mismatch(base, backbone, str(error))) from None
     if patcher is None:
         needed = f", which needs {backbone.note}" if backbone.note else ""
