@@ -32,9 +32,9 @@ class Digits(SmallQwenImage):
     unread: tuple[str, ...] = ("data", "prompts", "sample_most", "validation", "validate_every")
     sampling = (
         Sampling(1, "few", 0.0, end_gap=0.7),
-        Sampling(2, "any", 0.0, end_gap=0.7),
-        Sampling(4, "any", 0.0, end_gap=0.7),
-        Sampling(8, "any", 0.0, end_gap=0.6),
+        Sampling(2, "any", 0.0, end_gap=0.3),
+        Sampling(4, "any", 0.0, end_gap=0.2),
+        Sampling(8, "any", 0.0, end_gap=0.1),
         Sampling(32, "any", 0.0, end_gap=0.5),
     )
     sizes = {"digits": Size(ARCHITECTURE, channels=3, text=0.0, tokens=TOKENS)}
