@@ -17,6 +17,7 @@ from .inputs import check_numbers, check_numel
 
 NUMBERS = {"INT": numbers.Integral, "FLOAT": numbers.Real}
 WORDS = {"INT": "whole number", "FLOAT": "number"}
+LEAST_SEED = -(2**63)
 FIXES = {
     "LATENT": "encode the image again, with the VAE in float32 (--fp32-vae), or sample it again",
     "CONDITIONING": "encode the prompt again, or choose another prompts file",
@@ -53,11 +54,19 @@ def checked(execute: Callable) -> Callable:
     return run
 
 
+def range_of(own: Any) -> tuple[float, float]:
+    """The least and the greatest number of an input; a seed may be negative, since core's Int node draws such and PyTorch
+    takes them."""
+    if getattr(own, "control_after_generate", None):
+        return LEAST_SEED, own.max
+    return (-math.inf if own.min is None else own.min), (math.inf if own.max is None else own.max)
+
+
 def check(own: Any, value: Any) -> None:
     """Raises ValueError for a value that this input of a schema does not allow."""
     kind = str(own.io_type)
     if kind in NUMBERS:
-        low, high = (-math.inf if own.min is None else own.min), (math.inf if own.max is None else own.max)
+        low, high = range_of(own)
         if not (isinstance(value, NUMBERS[kind]) and low <= value <= high and abs(value) < math.inf):  # false for NaN
             found = one_line(repr(value), 60)
             raise ValueError(f"{own.id} is {found}; expected a {WORDS[kind]} from {low:g} to {high:g}")

@@ -11,6 +11,7 @@ WIDGETS = "INT", "FLOAT", "COMBO", "STRING", "BOOLEAN"
 FILES = {"TwinFlowModelLoader": "limits_two.safetensors", "TwinFlowLoraLoader": "limits_lora.safetensors"}
 PARTS = "TwinFlowSchedule", "TwinFlowUnifiedSampler"
 SHAPE = (1, 16, 1, 8, 8)
+LEAST_SEED = -(2**63)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,8 @@ def test_ends_of_every_range(comfy, values):
         for name, own in inputs_of(node).items():
             if name in node.files:
                 continue
-            for value in within(own):
+            seeds = [LEAST_SEED, -753306448484336] if name == "seed" else []  # as core's Int node draws them
+            for value in [*within(own), *seeds]:
                 inputs = usual(node_id, node, values) | {name: value}
                 if skipped(node_id, inputs):
                     continue
@@ -162,7 +164,15 @@ def test_numbers_out_of_range(comfy, values):
     for node_id, node in nodes_of(comfy).items():
         for name, own in inputs_of(node).items():
             if str(own.io_type) in ("INT", "FLOAT"):
-                wrong = [math.nan, math.inf, -math.inf, own.max + 1, own.min - 1, "1", 10**400]
+                wrong = [
+                    math.nan,
+                    math.inf,
+                    -math.inf,
+                    own.max + 1,
+                    (LEAST_SEED if name == "seed" else own.min) - 1,
+                    "1",
+                    10**400,
+                ]
             elif str(own.io_type) == "COMBO" and name not in node.files:
                 wrong = ["no such", "", math.nan]
             else:
