@@ -144,6 +144,11 @@ def second_embedder_in(base: ModelFile, adapter: ModelFile | None, backbone: Bac
     return source
 
 
+def seen(one: Tensor, other: Tensor) -> tuple[int, ...]:
+    """Of a weight's shape what both tell: 4-bit formats pack several columns in a number, never rows."""
+    return tuple(one.shape if one.is_floating_point() and other.is_floating_point() else one.shape[:1])
+
+
 def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None:
     """Raises WeightsError for a second embedder of another backbone, of another width, or with parts missing."""
     found = in_native(source, backbone, shells(source, source.second))
@@ -156,7 +161,7 @@ def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None
     first = in_native(base, backbone, shells(base, [key for key in base.keys if key.endswith(WEIGHT_BIAS)]))
     for key in backbone.second:
         own, other = first.get(key.replace("_2.", ".", 1)), found[key]
-        if own is not None and own.shape != other.shape:
+        if own is not None and seen(own, other) != seen(other, own):
             raise WeightsError(
                 f"{source.name}: its second time embedder is {(*other.shape, 1)[0]} wide, the time embedder of {base.name} "
                 f"{(*own.shape, 1)[0]}, so it was made for another model. Choose the one that was made for this base ({key})"
@@ -164,8 +169,9 @@ def check_second(source: ModelFile, base: ModelFile, backbone: Backbone) -> None
 
 
 def shells(file: ModelFile, keys: list[str]) -> dict[str, Tensor]:
-    """Tensors of these shapes, without values."""
-    return {key: torch.empty(file.entries[key][1], device="meta") for key in keys}
+    """Tensors of these shapes, without values; of whole numbers where the file's are, floating else."""
+    whole = {key: file.entries[key][0] in ("I8", "U8") for key in keys}
+    return {k: torch.empty(file.entries[k][1], dtype=torch.uint8 if whole[k] else None, device="meta") for k in keys}
 
 
 def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype: str, disable_dynamic: bool):
