@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from runs import Run, ended
+from real_runs import Run, ended
 
 
 @contextmanager

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 import disk  # noqa: E402
 import folders  # noqa: E402
 import kills  # noqa: E402
-import runs  # noqa: E402
+import real_runs as runs  # noqa: E402
 
 
 class Trial(NamedTuple):

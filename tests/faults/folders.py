@@ -8,7 +8,7 @@ from pathlib import Path
 
 from disk import said, wait
 from kills import leftovers
-from runs import Run, ended, same
+from real_runs import Run, ended, same
 
 from twinflow.atomic import write_atomically
 
@@ -98,14 +98,14 @@ def leftover(run: Run, wanted: Path, out: Path, files: Path) -> tuple[str, str]:
         (place / f".{'x' * 40}.safetensors.abcdefgh.tmp").write_bytes(bytes(100))
     (folder / "checkpoints" / ".step-00000002.tmp").mkdir()
     (folder / "checkpoints" / ".step-00000002.tmp" / "__0_0.distcp").write_bytes(bytes(100))
-    fault = []
+    outcome: list[tuple[int, str]] = []
 
     def write(temporary: str) -> None:
         Path(temporary).write_bytes(b"x")
-        fault.append(run.run(out, files))
+        outcome.append(run.run(out, files))
 
     write_atomically(cache / "other.safetensors", write)
-    ((code, text),) = fault
+    ((code, text),) = outcome
     (cache / "other.safetensors").unlink()
     left = [path for path in leftovers(out) if path.exists()]
     fault = f"exit {code}" if code else f"left {left[0]}" if left else ""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from runs import Run
+from real_runs import Run
 
 MOMENTS = {  # name -> what the path of the write holds
     "cache": ("/latents/", "/captions/", "digests.json", "/cache/digits"),

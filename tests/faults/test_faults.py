@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).parent)]
 
 import folders  # noqa: E402
 import kills  # noqa: E402
-import runs  # noqa: E402
+import real_runs as runs  # noqa: E402
 
 from trainer import TrainerError  # noqa: E402
 from trainer.runs import lock  # noqa: E402
