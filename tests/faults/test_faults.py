@@ -60,9 +60,12 @@ def test_killed_on_a_full_disk_and_killed_again(whole, tmp_path):
 
 
 def test_a_folder_that_goes_away_is_saved_again(whole, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    line, fault = folders.removed(RUN, whole, out, tmp_path)
+    for attempt in range(4):
+        out = tmp_path / str(attempt)
+        out.mkdir()
+        line, fault = folders.removed(RUN, whole, out, tmp_path)
+        if fault != "exit 0":  # the run was over before its folder was gone: a busy machine
+            break
     assert not fault and "what is trained was saved there again" in line
 
 
