@@ -60,6 +60,7 @@ def test_killed_on_a_full_disk_and_killed_again(whole, tmp_path):
 
 
 def test_a_folder_that_goes_away_is_saved_again(whole, tmp_path):
+    line, fault = "", "exit 0"
     for attempt in range(4):
         out = tmp_path / str(attempt)
         out.mkdir()
