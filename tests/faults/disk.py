@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from real_runs import Run, ended
+from real_runs import Run, ended, goes_on
 
 
 @contextmanager
@@ -45,12 +45,7 @@ def filled(run: Run, wanted: Path, where: Path, free: int, when: str, files: Pat
         code, text = ended(started, 900)
         fault = said(code, text)
         remount(f"size={2**30}")
-        second, more = run.run(out, files)
-        if second:
-            fault = fault or f"afterwards exit {second}: {more.strip().splitlines()[-1]}"
-        elif not run.same(out, wanted):
-            fault = fault or "other weights"
-        return code, text, fault
+        return code, text, fault or goes_on(run, wanted, out, files)
 
 
 def read_only(run: Run, wanted: Path, where: Path, when: str, files: Path) -> tuple[int, str, str]:
@@ -64,12 +59,7 @@ def read_only(run: Run, wanted: Path, where: Path, when: str, files: Path) -> tu
         code, text = ended(started, 900)
         fault = said(code, text)
         remount("rw")
-        second, more = run.run(out, files)
-        if second:
-            fault = fault or f"afterwards exit {second}: {more.strip().splitlines()[-1]}"
-        elif not run.same(out, wanted):
-            fault = fault or "other weights"
-        return code, text, fault
+        return code, text, fault or goes_on(run, wanted, out, files)
 
 
 def insist(act: Callable[[], None]) -> None:

@@ -68,20 +68,20 @@ def full(bench: Bench) -> Iterator[Trial]:
     size, where = disk.used(wanted), bench.root / "disk"
     for share in (0.02, 0.3, 0.6, 0.9):
         code, text, fault = disk.filled(run, wanted, where, int(size * share), "", bench.root)
-        yield Trial("disk full", f"tmpfs of {share:.0%} of what the run takes: exit {code}", folders.last(text), fault)
+        yield Trial("disk full", f"tmpfs of {share:.0%} of what the run takes: exit {code}", runs.last(text), fault)
     moments = {
         "cache/*/latents/*/*": 0, "cache/*/captions/*/*": 4096, "*/metrics.csv": 4096, "*/checkpoints/step-*": 16384,
         "*/samples/step-000003.png": 4096, "*/checkpoints/step-00000006*": 0, "*/loss.png": 0,
     }  # fmt: skip
     for when, free in moments.items():
         code, text, fault = disk.filled(run, wanted, where, free, when, bench.root)
-        yield Trial("disk full", f"{free} bytes left once {when} is there: exit {code}", folders.last(text), fault)
+        yield Trial("disk full", f"{free} bytes left once {when} is there: exit {code}", runs.last(text), fault)
     sharded = bench.runs["digits-sharded"]
     code, text, fault = disk.filled(sharded, bench.wanted(sharded), where, 8192, "*/checkpoints/.step-*", bench.root)
-    yield Trial("disk full", f"8192 bytes left during a sharded save: exit {code}", folders.last(text), fault)
+    yield Trial("disk full", f"8192 bytes left during a sharded save: exit {code}", runs.last(text), fault)
     for when in ("cache/*/captions/*/*", "*/checkpoints/step-*", "*/summary.md"):
         code, text, fault = disk.read_only(run, wanted, where, when, bench.root)
-        yield Trial("permission lost", f"read-only once {when} is there: exit {code}", folders.last(text), fault)
+        yield Trial("permission lost", f"read-only once {when} is there: exit {code}", runs.last(text), fault)
 
 
 def happened(bench: Bench) -> Iterator[Trial]:

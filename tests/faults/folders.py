@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from disk import said, wait
-from kills import leftovers
-from real_runs import Run, ended, same
+from real_runs import Run, ended, goes_on, last, leftovers, same
 
 from twinflow.atomic import write_atomically
 
@@ -16,21 +15,6 @@ NAMES = {  # of a run: whether it is taken
     "x" * 200: True, "ü" * 100: True, "猫" * 66: True, "a b  c": True, "-x": True, "--name": True, "a'b\"c$(d)": True,
     "x" * 201: False, "x" * 255: False, "a\nb": False, "a/b": False, "..": False, "": False, " a": False, "a\tb": False,
 }  # fmt: skip
-
-
-def last(text: str) -> str:
-    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
-
-
-def goes_on(run: Run, wanted: Path, out: Path, files: Path) -> str:
-    """What is wrong after the same command again."""
-    code, text = run.run(out, files)
-    if code:
-        return f"afterwards exit {code}: {last(text)}"
-    if not run.same(out, wanted):
-        return "other weights"
-    return f"left {left[0].name}" if (left := leftovers(out)) else ""
 
 
 def folder_of(run: Run, out: Path) -> Path:

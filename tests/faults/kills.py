@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from real_runs import Run
+from real_runs import Run, goes_on
 
 MOMENTS = {  # name -> what the path of the write holds
     "cache": ("/latents/", "/captions/", "digests.json", "/cache/digits"),
@@ -36,11 +36,6 @@ def chosen(log: Path, name: str, drawn: random.Random) -> int:
     return drawn.choice(own or range(1, len(paths)))
 
 
-def leftovers(out: Path) -> list[Path]:
-    """What no run may leave behind it."""
-    return [path for path in out.rglob(".*") if path.name not in (".lock", ".metadata")]  # of torch's checkpoints
-
-
 def killed(run: Run, out: Path, at: int, delay: float, process: int) -> bool:
     """Kill one process at a write, and then the others; whether that came before the end."""
     faults = [dict(at=at, do="kill", delay=delay) if k == process else {} for k in range(run.processes)]
@@ -61,12 +56,7 @@ def trial(run: Run, wanted: Path, out: Path, kill: Kill) -> str:
     out.mkdir()
     if not killed(run, out, *kill):
         return "it was not killed"
-    code, text = run.run(out, out.parent)
-    if code:
-        return f"exit {code}: {text.strip().splitlines()[-1] if text.strip() else ''}"
-    if not run.same(out, wanted):
-        return "other weights"
-    return f"left {left[0].name}" if (left := leftovers(out)) else ""
+    return goes_on(run, wanted, out, out.parent)
 
 
 def log_of(wanted: Path, process: int) -> Path:

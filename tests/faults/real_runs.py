@@ -80,6 +80,26 @@ def ended(started: list[Started], seconds: float) -> tuple[int, str]:
     return codes[worst], texts[worst]
 
 
+def leftovers(out: Path) -> list[Path]:
+    """What no run may leave behind it."""
+    return [path for path in out.rglob(".*") if path.name not in (".lock", ".metadata")]  # of torch's checkpoints
+
+
+def last(text: str) -> str:
+    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+
+
+def goes_on(run: Run, wanted: Path, out: Path, files: Path) -> str:
+    """What is wrong after the same command again."""
+    code, text = run.run(out, files)
+    if code:
+        return f"afterwards exit {code}: {last(text)}"
+    if not run.same(out, wanted):
+        return "other weights"
+    return f"left {left[0].name}" if (left := leftovers(out)) else ""
+
+
 def digits(mode: str) -> Run:
     name = f"digits-{mode}"
     weights = f"{name}/base.safetensors", f"{name}/{name}.safetensors"

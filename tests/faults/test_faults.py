@@ -49,7 +49,7 @@ def test_killed_on_a_full_disk_and_killed_again(whole, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     assert RUN.run(out, tmp_path, dict(at=2, holds="/samples/.", do="kill"))[0] == -9
-    assert [path.name for path in kills.leftovers(out) if path.name.endswith(".tmp")]
+    assert [path.name for path in runs.leftovers(out) if path.name.endswith(".tmp")]
     code, text = RUN.run(out, tmp_path, dict(at=1, on=True, holds="digits-lora/", do="ENOSPC"))
     assert code == 1 and "No space left on device" in text and "same command again" in text and "Traceback" not in text
     code, text = RUN.run(out, tmp_path, dict(at=1, on=True, holds="/checkpoints/.step-00000004", do="EROFS"))
