@@ -3,6 +3,7 @@
     python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks
     python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
     python benchmarks/twin.py judge [FILE ...]                          files of trainer.full or lora (without: the shipped one)
+    python benchmarks/twin.py spread [FILE ...]                         how unlike the samples of one prompt are
     python benchmarks/twin.py grid FILE ...                             grid.png in --folder: one step of each, and the base
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
@@ -36,7 +37,7 @@ from trainer.runs import drawing  # noqa: E402
 from trainer.runs.emoji import BASE_SAMPLING, MULTI, SHOWN, EmojiRun  # noqa: E402
 from trainer.runs.emoji_judge import Judge, floats  # noqa: E402
 from trainer.runs.two_sample import told_apart  # noqa: E402
-from trainer.weights.inference import generate, load_trained  # noqa: E402
+from trainer.weights.inference import generate, load_trained, noise  # noqa: E402
 from trainer.weights.trainee import Plain  # noqa: E402
 from twinflow import objective  # noqa: E402
 from twinflow.backbones.emoji import SHIPPED  # noqa: E402
@@ -58,12 +59,16 @@ FULL, TWO = f"full {SWEPT.format('1e-3')}", f"lora {SWEPT.format('2e-3')}"
 FOLD = f"{TWO} --time fold"
 SWEPT_SAMPLING = tuple(Sampling(n, style, 0.0, end_gap=gap) for n, style, gap in
                        ((1, "few", 0.7), (2, "any", 0.6), (4, "any", 0.5), (8, "any", 0.5)))  # fmt: skip
+NOISES, PROMPTS = 32, ("waving hand", "woman", "face", "flag", "cat", "red heart", "pizza", "clock")  # for spread
 DEFAULT = "default, "  # names of the runs by the recipe, and sampled as, that emoji has now
 RUNS = {  # name: how much of the time, mode and options
     **{f"{DEFAULT}{o}, {mode}{x}": (n, f"{mode} {options}")
        for x, n in {"": 1, ", time x 3": 3}.items()
        for mode in ("full", "lora")
        for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
+    **{f"{DEFAULT}{name}, {mode}": (0.5, f"{mode} {options}")
+       for mode in ("full", "lora")
+       for name, options in {"half of RCGM": RCGM, "then half of TwinFlow": ""}.items()},
     **{f"{o}, {t}, {m}": (1, f"{mode} {options} --target {t}")
        for m, mode in {"full": FULL, "LoRA two": TWO, "LoRA fold": FOLD}.items()
        for t in ("guide", "data")
@@ -95,6 +100,7 @@ RUNS = {  # name: how much of the time, mode and options
     "RCGM, lab": (1, f"{FULL} {LAB} --rectify 0"),
     **{f"{o}, time x {x}": (x, f"{FULL} {LOWER} {own}") for x in (3, 10) for o, own in {"TwinFlow": "", "RCGM": RCGM}.items()},
 }  # fmt: skip
+AFTER = {f"{DEFAULT}then half of TwinFlow, {m}": f"{DEFAULT}half of RCGM, {m}" for m in ("full", "lora")}  # run -> its --init
 
 
 def settings_of(options: str, **own) -> Settings:
@@ -155,6 +161,22 @@ class Bench:
         row = self.judges.metrics(images) | self.judge.metrics(images, self.texts)
         return row | {"c2st": told_apart(images.to(self.device), self.base.to(self.device)) if told else ""}
 
+    def spread(self, network, sampling) -> list[float]:
+        """How unlike the samples of one prompt are: their mean distance in pixels, for each of PROMPTS."""
+        words = load_words(self.path.parent / "words.safetensors")
+        cond = self.own.collate([words.encode(text) for text in PROMPTS for _ in range(NOISES)])
+        made = generate(network, noise(len(cond[0]), self.emoji.shape, 0).to(self.device), cond, sampling, chunk=self.own.chunk)
+        return [float(torch.pdist(rows.flatten(1)).mean()) for rows in to_images(made).cpu().unflatten(0, (-1, NOISES))]
+
+    def spread_of(self, path: Path) -> None:
+        """Each prompt's spread, over that of the base's 32 steps."""
+        base, network = self.spread(self.plain(), MULTI), self.trained(path)
+        print(f"{path.name}, base, 32:", {text: round(x, 2) for text, x in zip(PROMPTS, base, strict=True)}, flush=True)
+        for s in self.own.sampling[:3]:
+            over = [x / y for x, y in zip(self.spread(network, s), base, strict=True)]
+            named = {text: round(x, 2) for text, x in zip(PROMPTS, over, strict=True)}
+            print(f"{path.name}, {s.steps} NFE:", named, "mean", round(statistics.mean(over), 3), flush=True)
+
     def judge_file(self, path: Path) -> None:
         """Distances over those of the base's 32 steps, and errors of pixels, by NFE."""
         network = self.trained(path)
@@ -174,12 +196,18 @@ class Bench:
         columns = {name: images[:6] for name, images in columns.items()}
         drawing.grid(columns, self.folder / "grid.png", labels=SHOWN[:6], least=64)
 
+    def place(self, name: str, seed: int) -> tuple[str, Path]:
+        """Of a run: what it is called, and its weights file."""
+        called = f"{name} {seed}".replace(" ", "-").replace(",", "")
+        return called, self.folder / called / f"{called}.safetensors"
+
     def run(self, name: str, seed: int) -> list[dict]:
         times, options = RUNS[name]
-        called = f"{name} {seed}".replace(" ", "-").replace(",", "")
+        called, path = self.place(name, seed)
         settings = settings_of(options, seed=seed)
         steps = round(times * self.budget / cost(settings))
         mode, *words = options.split()
+        words += ["--init", str(self.place(AFTER[name], seed)[1])] if name in AFTER else []
         command = [
             sys.executable, "-m", f"trainer.{mode}", "--model", "emoji", "--name", called, "--out", str(self.folder), *words,
             "--seed", str(seed), "--steps", str(steps), "--threads", "1", "--evaluate", "0", "--sample-every", "0",
@@ -189,7 +217,6 @@ class Bench:
         trained = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
         if trained.returncode:
             raise RuntimeError(f"{name}, seed {seed}: {trained.stderr[-500:]}")
-        path = self.folder / called / f"{called}.safetensors"
         about, rows = {"run": name, "seed": seed, "steps": steps}, []
         with self.judging:
             took, network = time.perf_counter() - begun, self.trained(path)
@@ -237,7 +264,7 @@ def table(path: Path, patterns: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "judge", "grid"))
+    parser.add_argument("what", choices=("run", "table", "judge", "spread", "grid"))
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="to judge")
     parser.add_argument("--seeds", default="0", metavar="N,...", help="[0]")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of names of runs [*]")
@@ -254,9 +281,9 @@ def main() -> None:
     print(json.dumps({"named by the classifier, of held-out pictures": bench.judges.named, "budget": bench.budget}), flush=True)
     if given.what == "grid":
         return bench.grid(given.files)
-    if given.what == "judge":
+    if given.what in ("judge", "spread"):
         for path in given.files or [SHIPPED / "distilled.safetensors"]:
-            bench.judge_file(path)
+            (bench.judge_file if given.what == "judge" else bench.spread_of)(path)
         return
     done = {(row["run"], row["seed"]) for row in known(given.csv)}
     if ("base", "0") not in done:

@@ -2,7 +2,7 @@
 
 import logging
 
-from twinflow.plain_json import one_line
+from twinflow.plain_json import LONGEST, one_line
 
 # On import these warn of kernels for GPUs that are not here, and of packages that nothing here needs.
 for _name in (
@@ -12,20 +12,17 @@ for _name in (
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
-TELLS = 700  # characters
-
-
 class TrainerError(Exception):
     """Bad input: one line that names the value, what was expected and what to do; or several, each an argument.
 
-    The entry points exit with 2.  One that is longer than TELLS, as only a hostile value makes it, is cut in its middle; none
-    holds a line break or anything that a terminal obeys, whatever name or value it quotes.
+    The entry points exit with 2.  Each is cut in its middle to so many characters where a name or value makes it longer, and is
+    without a line break or anything that a terminal obeys.
     """
 
     code = 2
 
-    def __init__(self, *faults: object):
-        super().__init__(*(one_line(str(fault), whole=TELLS) for fault in faults))
+    def __init__(self, *faults: object, most: int = LONGEST):
+        super().__init__(*(one_line(str(fault), most) for fault in faults))
 
     def __str__(self) -> str:
         return "\nerror: ".join(map(str, self.args))
@@ -38,7 +35,7 @@ class Diverged(TrainerError):
 
 
 class Lost(TrainerError):
-    """What was being written to has gone; nothing was wrong with the input."""
+    """What was being written to is full, read-only or gone; nothing was wrong with the input."""
 
     code = 1
 

@@ -174,13 +174,18 @@ def model(asked: str, models: Mapping[str, str]) -> str:
     """One line on an unknown model `asked`; models: the names here, each with its published hub id ("": none)."""
     what = f"--model {asked!r} is unknown"
     if asked.endswith((".safetensors", ".gguf")) or asked.startswith((".", "/", "~", "\\")):
-        return f"{what}; a file or folder goes to --source, beside --model with one of {', '.join(models)}"
+        return f"{what}; a file or folder goes to --source, beside --model with one of {_families(models)}"
     if _letters(asked.rpartition("/")[2]).startswith(UNPUBLISHED):
         return f"{what}; its makers have announced it, and not published its weights; expected z-image or z-image-turbo"
     name, source = _nearest(asked, models)
     if not name:
-        return f"{what}; expected one of {', '.join(models)}"
+        return f"{what}; expected one of {_families(models)}"
     return f"{what}; did you mean --model {name}{f' (with --source {source})' if source else ''}?"
+
+
+def _families(models: Collection[str]) -> str:
+    """The names that are not another's with something behind it: all of them are more than a line."""
+    return ", ".join(n for n in models if not any(n != own and n.startswith(own) for own in models)) + " (--help names all)"
 
 
 def _letters(text: str) -> str:

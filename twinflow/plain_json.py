@@ -34,10 +34,10 @@ def loads(text: str | bytes) -> Any:
     return value
 
 
-def one_line(text: str, most: int = LONGEST, whole: int = 0) -> str:
-    """Without line breaks and what a terminal obeys; cut in its middle to `most` characters where it has more than `whole`."""
+def one_line(text: str, most: int = LONGEST) -> str:
+    """Without line breaks and what a terminal obeys; cut in its middle where it has more than `most` characters."""
     text = printable(text)
-    return text if len(text) <= max(most, whole) else f"{text[: most * 2 // 3 - 3]} ... {text[-(most // 3 - 2) :]}"
+    return text if len(text) <= most else f"{text[: most * 2 // 3 - 3]} ... {text[-(most // 3 - 2) :]}"
 
 
 def printable(text: str) -> str:

@@ -19,10 +19,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import mutations  # noqa: E402
 from reader import Reader  # noqa: E402
 
-from trainer import TELLS  # noqa: E402
-
 OURS = "TrainerError", "WeightsError", "Broken", "ValueError"  # the names of errors that a reader may end in
-LONGEST, SLOWEST = 300, 2.0  # characters of an error (the trainer's: TELLS), seconds of an input
+LONGEST, SLOWEST = 300, 2.0  # characters of an error, seconds of an input
 MOST = 4, 2**22  # of memory: times the file's size, and bytes that any reader may take besides
 
 
@@ -36,7 +34,7 @@ def fault(reader: Reader, path: Path, size: int) -> str:
         text, name = str(error), type(error).__name__
         if name not in OURS:
             told = f"foreign {name}: {text[:200]}"
-        elif len(text) > (TELLS if name == "TrainerError" else LONGEST) or not all(c.isprintable() for c in text):
+        elif len(text) > LONGEST or not all(c.isprintable() for c in text):
             told = f"error of {len(text)} characters, or more than a line: {text[:200]!r}"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -91,8 +91,7 @@ class Cache:
         except WeightsError as error:
             path.unlink(missing_ok=True)  # only an encoder can mend it, and that is not in memory any more
             raise TrainerError(
-                f"cache: {path} was damaged while training ({error}). Run the same command again: it is encoded anew, and "
-                "training goes on"
+                f"cache: damaged while training: {error}. Run the same command again: it is encoded anew, and training goes on"
             ) from None
 
     @staticmethod

@@ -16,6 +16,7 @@ from . import summary
 from .summary import option
 
 PLACES = {"out", "name"}  # a run that was moved is the same run
+COMMANDS = 1000  # characters of an error that holds options to paste
 SAMPLED = 64  # numbers of a tensor that tell a model from others
 
 
@@ -31,7 +32,8 @@ def changes(now: Settings, then: Settings) -> dict[str, str]:
         back = " ".join(given(then, n) for n in refused[:4])
         raise TrainerError(
             f"{now.folder} holds a run of another kind ({told}); expected --name NEW for a run beside it{start(now, then)}, or "
-            f"{back} to go on with it"
+            f"{back} to go on with it",
+            most=COMMANDS,
         )
     return {n: f"{flag(n)} {shown(now, n)} (was {shown(then, n)})" for n in names}
 

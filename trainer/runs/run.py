@@ -20,7 +20,7 @@ from twinflow.ema import EMA
 from twinflow.plain_json import loads
 from twinflow.weights import file_order, save_streamed
 
-from .. import TrainerError
+from .. import Lost, TrainerError
 from ..backbones import Backbone, backbone, trainable
 from ..config import DTYPES, INIT, OPTIONS, Settings, flag, read_settings
 from ..tensors import sharding
@@ -276,7 +276,7 @@ def finish(settings: Settings, kind: Run, trainee: Trainee, best: dict[str, Tens
     weights = files.final(folder, settings.run.name)
     if main or sharding.is_sharded(trainee.network):
         if not write_weights(settings, trainee, best, weights, step, main=main):
-            raise TrainerError(f"{weights} could not be saved; mend that and run the same command again, which goes on here")
+            raise Lost(f"{weights} could not be saved; mend that and run the same command again, which goes on here")
     if main:
         conclude(settings, kind, trainee, step, folder, log)
 
