@@ -32,8 +32,8 @@ def comfyui() -> tuple[Path, str]:
     return checkout, python if (checkout / "comfyui_version.py").is_file() else ""
 
 
-def measured(name: str, quick: bool) -> list[Row] | str:
-    """The rows of a script, or why there are none."""
+def measured(name: str, options: str = "") -> list[Row] | str:
+    """The rows of a script with these options, or why there are none."""
     checkout, python = comfyui()
     if name in IN_COMFYUI and not python:
         return f"not run: no ComfyUI with an interpreter at {checkout}; set COMFYUI_PATH (and COMFYUI_PYTHON)"
@@ -41,9 +41,7 @@ def measured(name: str, quick: bool) -> list[Row] | str:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.json"
         environment = os.environ | {FILE: str(rows), "COMFYUI_PATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(
-            [*command, *(QUICK[name].split() if quick else [])], env=environment, capture_output=True, text=True
-        )
+        ran = subprocess.run([*command, *options.split()], env=environment, capture_output=True, text=True)
         if rows.exists():
             return [Row(**row) for row in json.loads(rows.read_text())]
     told = (ran.stdout + ran.stderr).strip().splitlines()
@@ -58,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     print("| measure | bound | here | noise | |\n|---|---|---|---|---|")
     good = True
     for name in given.only:
-        found = measured(name, given.quick)
+        found = measured(name, QUICK[name] if given.quick else "")
         if isinstance(found, str):
             print(f"| {name} | | {found} | | |", flush=True)
             good = good and not found.startswith("failed")

@@ -26,7 +26,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import bench  # noqa: E402
 
 from trainer import TrainerError  # noqa: E402
 from trainer.backbones import Backbone, backbone  # noqa: E402
@@ -61,6 +63,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "attention flash (cuDNN)": dict(attention="_native_cudnn"),
     "without checkpointing": dict(checkpointing=False),
     "fp32": dict(dtype="fp32"),
+}
+COMFYUI = {  # line -> the script beside this one, and its options: blocks of Qwen-Image's width, at 1024 pixels
+    "comfyui, a sampling step": ("sampler_overhead", "--width 3072 --layers 8 --side 128 --turns 3"),
+    "comfyui, loading": ("load", ""),
 }
 
 
@@ -245,6 +251,15 @@ def alone(settings: Settings | None, turn: Any, ends: float) -> dict[str, Any]:
         process.join()
 
 
+def in_comfyui(line: str, turn: AbstractContextManager, ends: float) -> dict[str, Any]:
+    """What our nodes take beside core's, in a ComfyUI that is there (see bench)."""
+    with turn:
+        if time.perf_counter() >= ends:
+            return {"failed": "not run: no time left"}
+        found = bench.measured(*COMFYUI[line])
+    return {"failed": found} if isinstance(found, str) else {"ratios": {row.measure: [row.value, row.noise] for row in found}}
+
+
 def page(rows: dict[str, dict[str, Any]]) -> str:
     devices = sorted({row["device"] for row in rows.values() if "device" in row})
     number = lambda row, key, digits=1: f"{row[key]:.{digits}f}" if key in row else ""
@@ -253,7 +268,9 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
         "| s an evaluation | s to load and set up |",
         "|---" * 11 + "|",
     ]
-    for name, row in rows.items():
+    others = [name for name in rows if name not in {"goldens", *COMFYUI}]
+    for name in dict.fromkeys([*configurations(), *others]):
+        row = rows.get(name, {"failed": "not run"})
         if "failed" in row:
             lines.append(f"| {name} | {row['failed']} |" + " |" * 9)
         elif "step_s" in row:
@@ -265,7 +282,12 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     checked = [f"| {name} | {far:.2e} | {n} |" for name, (far, n) in rows.get("goldens", {}).items() if name != "failed"]
     told = ["| forwards of the paper's code | furthest from ours | recordings |", "|---|---|---|", *checked] if checked else []
-    lines = [f"Measured on: {'; '.join(devices) or 'no GPU'}.", "", *lines, "", *told]
+    beside = ["| in ComfyUI, by core's own | here | noise |", "|---|---|---|"]
+    for name in COMFYUI:
+        row = rows.get(name, {"failed": "not run"})
+        beside += [f"| {name} | {row['failed']} | |"] if "failed" in row else []
+        beside += [f"| {measure} | {ratio:.3f} | {noise:.3f} |" for measure, (ratio, noise) in row.get("ratios", {}).items()]
+    lines = [f"Measured on: {'; '.join(devices) or 'no GPU'}.", "", *lines, "", *beside, "", *told]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -288,6 +310,8 @@ def main() -> None:
         turn = SPAWNED.Lock()
         with ThreadPoolExecutor(2) as pool:
             found = {pool.submit(alone, settings, turn, ends): name for name, settings in wanted.items()}
+            asked = {name: None for p in given.only for name in COMFYUI if fnmatch.fnmatch(name, p)}
+            found |= {pool.submit(in_comfyui, name, turn, ends): name for name in asked}
             for own in as_completed(found):
                 name = found[own]
                 rows[name] = own.result()

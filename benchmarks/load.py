@@ -3,9 +3,10 @@
     COMFYUI_PATH=... python benchmarks/load.py        (with an interpreter that has ComfyUI's requirements)
 
 safetensors against core's Load Diffusion Model, GGUF (Q8_0) against ComfyUI-GGUF's Unet Loader, where that pack is installed.
-A load ends when every weight has been read once, for files are mapped and some loaders read nothing before that; the node's
-own part is printed as well.  Each load is a process of its own, turn by turn; the fastest time and the smallest peak of
-memory count, since everything else a computer does only ever adds.  Above the limit the exit status is 1.
+A load ends when every weight has been read once (with a GPU: is there, and was read), for files are mapped and some loaders
+read nothing before that; the node's own part is printed as well.  Each load is a process of its own, turn by turn; the fastest
+time and the smallest peak of memory count, since everything else a computer does only ever adds.
+Above the limit the exit status is 1.
 """
 
 import argparse
@@ -41,11 +42,10 @@ def load_once(comfyui: Path, folder: str, file: str, node_id: str) -> None:
     """In a process of its own: load the file and print the seconds and the peak of memory in GB."""
     sys.argv = sys.argv[:1]
     sys.path.insert(0, str(comfyui))
+    import torch
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory = True, folder
-    import torch
-
+    args.cpu, args.base_directory = not torch.cuda.is_available(), folder
     import nodes
 
     for pack in (REPOSITORY, comfyui / "custom_nodes" / "ComfyUI-GGUF"):
@@ -58,6 +58,11 @@ def load_once(comfyui: Path, folder: str, file: str, node_id: str) -> None:
     else:
         model = getattr(node(), node.FUNCTION)(file, **({"weight_dtype": "default"} if node_id == "UNETLoader" else {}))[0]
     by_the_node = time.perf_counter() - start
+    if not args.cpu:
+        from comfy.model_management import load_models_gpu
+
+        load_models_gpu([model])
+        torch.cuda.synchronize()
     for weight in model.model.diffusion_model.parameters():
         weight.data.as_subclass(torch.Tensor).view(torch.uint8).flatten()[::512].sum()  # of every page
     print(json.dumps([time.perf_counter() - start, peak_memory(), by_the_node]))

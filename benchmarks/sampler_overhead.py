@@ -40,9 +40,10 @@ def start(comfyui: Path):
         sys.exit(f"error: no ComfyUI at {comfyui}; set COMFYUI_PATH to a checkout")
     sys.argv = sys.argv[:1]
     sys.path.insert(0, str(comfyui))
+    import torch
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory = True, tempfile.mkdtemp()
+    args.cpu, args.base_directory = not torch.cuda.is_available(), tempfile.mkdtemp()
     import nodes
 
     asyncio.run(nodes.load_custom_node(str(comfyui / "comfy_extras" / "nodes_custom_sampler.py"), module_parent="comfy_extras"))

@@ -3,7 +3,7 @@
     python benchmarks/twin.py run [--seeds 0,1,2] [--only PATTERN]      what docs/twin.csv lacks
     python benchmarks/twin.py table [--only PATTERN]                    the mean over the seeds, relative to the base
     python benchmarks/twin.py judge [FILE ...]                          files of trainer.full or lora (without: the shipped one)
-    python benchmarks/twin.py spread [FILE ...]                         how unlike the samples of one prompt are
+    python benchmarks/twin.py spread [FILE ...]                         samples of one prompt: how unlike, how far off
     python benchmarks/twin.py grid FILE ...                             grid.png in --folder: one step of each, and the base
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
@@ -59,7 +60,8 @@ FULL, TWO = f"full {SWEPT.format('1e-3')}", f"lora {SWEPT.format('2e-3')}"
 FOLD = f"{TWO} --time fold"
 SWEPT_SAMPLING = tuple(Sampling(n, style, 0.0, end_gap=gap) for n, style, gap in
                        ((1, "few", 0.7), (2, "any", 0.6), (4, "any", 0.5), (8, "any", 0.5)))  # fmt: skip
-NOISES, PROMPTS = 32, ("waving hand", "woman", "face", "flag", "cat", "red heart", "pizza", "clock")  # for spread
+KNOWN, NOISES = 48, 16  # for spread: prompts of one picture each, noises a prompt, and prompts that name several
+PROMPTS = ("woman", "man", "face", "flag", "cat", "hand", "clock", "heart")
 DEFAULT = "default, "  # names of the runs by the recipe, and sampled as, that emoji has now
 RUNS = {  # name: how much of the time, mode and options
     **{f"{DEFAULT}{o}, {mode}{x}": (n, f"{mode} {options}")
@@ -161,21 +163,28 @@ class Bench:
         row = self.judges.metrics(images) | self.judge.metrics(images, self.texts)
         return row | {"c2st": told_apart(images.to(self.device), self.base.to(self.device)) if told else ""}
 
-    def spread(self, network, sampling) -> list[float]:
-        """How unlike the samples of one prompt are: their mean distance in pixels, for each of PROMPTS."""
+    def of_prompts(self, network, sampling, texts: Sequence[str]):
+        """(prompts, NOISES, 3, 32, 32): from the same noises for all networks."""
         words = load_words(self.path.parent / "words.safetensors")
-        cond = self.own.collate([words.encode(text) for text in PROMPTS for _ in range(NOISES)])
+        cond = self.own.collate([words.encode(text) for text in texts for _ in range(NOISES)])
         made = generate(network, noise(len(cond[0]), self.emoji.shape, 0).to(self.device), cond, sampling, chunk=self.own.chunk)
-        return [float(torch.pdist(rows.flatten(1)).mean()) for rows in to_images(made).cpu().unflatten(0, (-1, NOISES))]
+        return to_images(made).cpu().unflatten(0, (-1, NOISES))
 
     def spread_of(self, path: Path) -> None:
-        """Each prompt's spread, over that of the base's 32 steps."""
-        base, network = self.spread(self.plain(), MULTI), self.trained(path)
-        print(f"{path.name}, base, 32:", {text: round(x, 2) for text, x in zip(PROMPTS, base, strict=True)}, flush=True)
+        """How unlike the samples of one prompt are, by their distances and over the base's; and the error of the prompts that
+        are judged beside the base's 32 steps from the same noise, as that of their mean picture and the rest."""
+        spread = lambda made: [float(torch.pdist(rows.flatten(1)).mean()) for rows in made]
+        known, plain, network = self.texts[:KNOWN], self.plain(), self.trained(path)
+        several, wanted = spread(self.of_prompts(plain, MULTI, PROMPTS)), self.of_prompts(plain, MULTI, known)
+        print("base, 32:", {text: round(x, 2) for text, x in zip(PROMPTS, several, strict=True)}, flush=True)
         for s in self.own.sampling[:3]:
-            over = [x / y for x, y in zip(self.spread(network, s), base, strict=True)]
+            over = [x / y for x, y in zip(spread(self.of_prompts(network, s, PROMPTS)), several, strict=True)]
+            error = self.of_prompts(network, s, known) - wanted
+            rest = float(error.var(1).mean())
+            mean = float(error.mean(1).square().mean()) - rest / NOISES
+            parts = {"mean picture": round(max(mean, 0) ** 0.5, 4), "rest": round(rest**0.5, 4)}
             named = {text: round(x, 2) for text, x in zip(PROMPTS, over, strict=True)}
-            print(f"{path.name}, {s.steps} NFE:", named, "mean", round(statistics.mean(over), 3), flush=True)
+            print(path.name, f"{s.steps} NFE:", named, "mean", round(statistics.mean(over), 3), "error:", parts, flush=True)
 
     def judge_file(self, path: Path) -> None:
         """Distances over those of the base's 32 steps, and errors of pixels, by NFE."""

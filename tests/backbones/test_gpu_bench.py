@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     whole = dict(device="a card", rows=4, step_s=2.0, peak=10.0, plan=11.0, plan_reserve=1.5, resident=7.0, plan_resident=6.5)
     whole |= dict(plan_step=3.0, evaluation_s=0.5, loading_s=9.0)
     rows = {"one": whole, "other": {"failed": "not run: no time left"}, "goldens": {"sana fp32": [1e-6, 6]}}
+    rows["comfyui, a sampling step"] = {"ratios": {"sampling step": [1.01, 0.02]}}
     (tmp_path / "gpu.json").write_text(json.dumps(rows))
     page = tmp_path / "gpu.md"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--table", str(tmp_path / "gpu.json"), "--page", str(page)])
@@ -51,4 +53,15 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     assert text.startswith(head) and text.count(gpu.MARK) == 1
     assert "| one | 4 | 2.00 | 10.0 | 9.5 | 7.0 | 6.5 | 3.0 | 3.0 | 0.500 | 9 |" in text
     assert "| other | not run: no time left |" in text and "| sana fp32 | 1.00e-06 | 6 |" in text
+    assert "| sampling step | 1.010 | 0.020 |" in text and "| comfyui, loading | not run | |" in text
+    assert "| z-image-lora-24gb | not run |" in text
     assert capsys.readouterr().out.strip() in text
+
+
+def test_comfyui_s_side(tmp_path, monkeypatch):
+    """Not measured where there is none."""
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    for line in gpu.COMFYUI:
+        told = gpu.in_comfyui(line, nullcontext(), math.inf)
+        assert told["failed"].startswith("not run: no ComfyUI")
+        assert gpu.in_comfyui(line, nullcontext(), -math.inf) == {"failed": "not run: no time left"}
