@@ -68,7 +68,7 @@ def sample_unified(model, x, sigmas, extra_args=None, callback=None, disable=Non
         f"what {title(base)} drew",
         out,
         "its file, a LoRA or a prompt is damaged, or its numbers grow too large: choose weight_dtype bfloat16 or float32, "
-        f"less strength{', or less extrapolation' if options.get('extrapolation') else ''}",
+        "less strength",
     )
     return out
 

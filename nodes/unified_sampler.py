@@ -59,7 +59,7 @@ class UnifiedSampler(Node):
                     "extrapolation",
                     default=0.0,
                     min=0.0,
-                    max=2.0,
+                    max=1.0,
                     step=0.01,
                     tooltip="Pushes the estimates on past those of the step before, from the third step on. 0 is off.",
                 ),

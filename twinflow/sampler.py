@@ -8,7 +8,6 @@ style sets the target time r:
     multi  r = t        plain flow matching: Euler steps of the instantaneous velocity
 """
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -54,8 +53,8 @@ def check_sampling(times: Tensor, style: str, order: int, stochasticity: Stochas
             raise ValueError(f"stochasticity is {stochasticity!r}; expected a share between 0 and 1, 'sde' or 'sde-first'")
     elif not 0 <= stochasticity <= 1:
         raise ValueError(f"stochasticity is {stochasticity}; expected a share between 0 and 1, 'sde' or 'sde-first'")
-    if not 0 <= extrapolation < math.inf:
-        raise ValueError(f"extrapolation is {extrapolation}; expected 0 or more, finite")
+    if not 0 <= extrapolation <= 1:  # above 1 every step moves further than the one before, without end
+        raise ValueError(f"extrapolation is {extrapolation}; expected 0 to 1")
     fall = times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all() and times[-1] >= 0)  # false for NaN
     if not (fall and times[0].isfinite()):
         raise ValueError(f"times are {times.tolist()}; expected two or more, decreasing, none below 0")

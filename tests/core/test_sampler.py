@@ -141,6 +141,14 @@ def test_extrapolation_starts_with_the_third_step_and_spares_the_last():
     assert not torch.equal(run(4, 0.0), run(4, 0.5))
 
 
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("style", ["few", "any", "multi"])
+def test_the_largest_extrapolation_stays_within_bounds(style, order):
+    ts = times(1000, 0.001, 0.01)
+    end = sample(curved, noise(), ts, style=style, order=order, extrapolation=1.0)
+    assert end.isfinite().all() and end.abs().max() < 10 * noise().abs().max()
+
+
 @pytest.mark.parametrize(
     "options, ts, message",
     [
@@ -149,8 +157,9 @@ def test_extrapolation_starts_with_the_third_step_and_spares_the_last():
         (dict(stochasticity=1.5), [0.9, 0], "stochasticity is 1.5; expected a share"),
         (dict(stochasticity="ode"), [0.9, 0], "stochasticity is 'ode'; expected a share"),
         (dict(stochasticity=float("nan")), [0.9, 0], "stochasticity is nan; expected a share"),
-        (dict(extrapolation=-1), [0.9, 0], "extrapolation is -1; expected 0 or more"),
-        (dict(extrapolation=float("nan")), [0.9, 0], "extrapolation is nan; expected 0 or more"),
+        (dict(extrapolation=1.5), [0.9, 0], "extrapolation is 1.5; expected 0 to 1"),
+        (dict(extrapolation=-1), [0.9, 0], "extrapolation is -1; expected 0 to 1"),
+        (dict(extrapolation=float("nan")), [0.9, 0], "extrapolation is nan; expected 0 to 1"),
         ({}, [0.9], "expected two or more, decreasing, none below 0"),
         ({}, [0.5, 0.9, 0], "expected two or more, decreasing, none below 0"),
         ({}, [0.5, -0.1], "expected two or more, decreasing, none below 0"),
