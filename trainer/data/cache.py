@@ -21,7 +21,7 @@ from twinflow.atomic import remove_leftovers, write_text
 from twinflow.prompts import Prompt, load_prompts, save_prompts
 from twinflow.weights import WeightsError, load, read_header, save
 
-from .. import TrainerError
+from .. import Lost, TrainerError
 from .image_files import Broken, pixels
 from .row import ImageFile
 
@@ -132,9 +132,7 @@ class Cache:
             self._fill_captions(self._share(captions, self.caption_path, share), batch, quiet)
             free()
         except (OSError, SafetensorError) as error:
-            raise TrainerError(
-                f"cache: {self.folder} cannot be written ({error}); expected a writable folder with space"
-            ) from None
+            raise Lost(f"cache: {self.folder} cannot be written ({error}); expected a writable folder with space") from None
 
     @staticmethod
     def _share(items: Iterable[Item], path: Callable[[Item], Path], share: tuple[int, int]) -> dict[Path, Item]:
