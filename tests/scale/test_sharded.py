@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +107,19 @@ def test_deferred_tensors_are_what_was_done_to_them():
     }
     assert ours["wide"].ndim == 4 and ours["qkv"].numel() == 72
     assert all(torch.equal(a, b) for a, b in zip(made(ours.values()), wanted.values(), strict=True))
+
+
+@pytest.mark.parametrize("room", [100, 5000, 500_000])
+def test_a_full_disk_is_told_by_its_own_error(room, tmp_path, monkeypatch):
+    """Not by what torch's zip writer says after it."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(sharded.distributed, "get_rank", lambda: 0)
+    plan = SimpleNamespace(items=[SimpleNamespace(index=i) for i in range(3)])
+    planner = SimpleNamespace(resolve_data=lambda item: torch.zeros(100_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            sharded.Writer(tmp_path).write_data(plan, planner)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -42,7 +42,10 @@ class Writer(dcp.FileSystemWriter):
             for item in plan.items:
                 begin, tensor = file.tell(), cast(Tensor, planner.resolve_data(item)).detach().cpu()
                 whole = tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
-                torch.save(tensor if whole else tensor.clone(), file)  # never more than is meant
+                try:
+                    torch.save(tensor if whole else tensor.clone(), file)  # never more than is meant
+                except RuntimeError as error:  # of torch's own, about what was not written
+                    raise error.__context__ if isinstance(error.__context__, OSError) else error from None
                 length = file.tell() - begin
                 results.append(WriteResult(item.index, length, filesystem._StorageInfo(name, begin, length)))
             file.flush()
