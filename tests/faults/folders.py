@@ -127,7 +127,7 @@ def linked(run: Run, wanted: Path, out: Path, files: Path) -> tuple[str, str]:
     code, text = run.run(out, files)
     fault = f"exit {code}: {last(text)}" if code else ""
     fault = fault or ("" if precious.read_text() == "precious" else "written through a link")
-    (folder / ".lock").unlink()
+    (folder / ".lock").unlink(missing_ok=True)
     (folder / ".lock").symlink_to(precious)
     code, text = run.run(out, files, seconds=60)
     if code == 0:  # it is finished, and holds nothing
