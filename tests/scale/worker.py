@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer.cli import main as command
 from trainer.config import Training, resolve
+from trainer.console import guarded
 from trainer.data.order import rows_at
 from trainer.runs import digits
 from trainer.runs import run as runs
@@ -236,8 +237,7 @@ def main():
     torch.set_num_threads(1)
     folder, task, kind, *rest = Path(sys.argv[1]), *sys.argv[2:]
     if task == "run":
-        whole_run(folder, kind, *rest)
-        return
+        sys.exit(guarded(lambda: whole_run(folder, kind, *rest)))
     if task == "images":
         original = runs.start_accelerator
         runs.start_accelerator = lambda *args: shard(original(*args))
