@@ -68,7 +68,7 @@ RUNS = {  # name: how much of the time, mode and options
        for x, n in {"": 1, ", time x 3": 3}.items()
        for mode in ("full", "lora")
        for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
-    **{f"{DEFAULT}rectify 4, {mode}": (1, f"{mode} --rectify 4") for mode in ("full", "lora")},
+    f"{DEFAULT}rectify 4, full": (1, "full --rectify 4"),
     **{f"{DEFAULT}{name}, {mode}": (0.5, f"{mode} {options}")
        for mode in ("full", "lora")
        for name, options in {"half of RCGM": RCGM, "then half of TwinFlow": ""}.items()},
