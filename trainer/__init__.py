@@ -12,6 +12,9 @@ for _name in (
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+SEVERAL = 1000  # characters of an error that names several places, or holds options to paste
+
+
 class TrainerError(Exception):
     """Bad input: one line that names the value, what was expected and what to do; or several, each an argument.
 

@@ -174,7 +174,7 @@ def test_little_disk(tmp_path, capsys, monkeypatch):
 def test_old_packages(monkeypatch):
     monkeypatch.setattr(checks, "version", lambda name: {"peft": "0.9.1", "torch": "2.10.0+cu128"}.get(name, "99.0"))
     said, _ = found(dict(model="digits", out="nowhere-to-be-made", name="x"))
-    assert len(said) == 1 and "peft 0.9.1; expected 0.18 or newer" in said[0]
+    assert len(said) == 1 and "peft 0.9.1; expected 0.19 or newer" in said[0]
 
 
 def test_the_versions_are_those_of_the_project():

@@ -25,7 +25,7 @@ from twinflow.objective import Condition
 from twinflow.presets import SAMPLING, Sampling
 from twinflow.prompts import Prompt
 
-from .. import TrainerError
+from .. import SEVERAL, TrainerError
 from . import encoder_sources, single_files, sources
 from .images import ImageCodec
 from .shifts import Shift
@@ -213,7 +213,8 @@ class DiffusersBackbone:
             if not files:
                 raise
             names = ", ".join(file.name for file in files.values())
-            raise TrainerError(f"--encoders: {names} hold no {', '.join(rest)}, and {error}") from None
+            told = f"--encoders: {names} hold no {', '.join(rest)}, and {error}"
+            raise TrainerError(told, most=SEVERAL) from None
         made = {part: single_files.build(self.single[part], file, dtype, sees=self.edits) for part, file in files.items()}
         pipeline = load_part(lambda: self.pipeline(root, rest, torch_dtype=dtype, **made), root, rest)
         return PipelineEncoder(pipeline, self.encode_prompt).to(device)

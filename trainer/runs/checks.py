@@ -21,7 +21,7 @@ import torch
 from twinflow.plain_json import loads
 from twinflow.weights import WeightsError, read_header
 
-from .. import TrainerError, data
+from .. import SEVERAL, TrainerError, data
 from ..backbones import Backbone, attention, backbone, sources
 from ..config import OPTIONS, Settings, flag, notice
 from ..data import prompts as prompt_files
@@ -97,7 +97,7 @@ def check(settings: Settings, notify: Callable[[str], None] = notice, *, dry: bo
         if found and own is machine:  # all else is for another machine
             break
     if found := list(dict.fromkeys(found)):
-        raise TrainerError(*found)
+        raise TrainerError(*found, most=SEVERAL)
 
 
 def machine(facts: Facts, notify: Callable) -> Iterator[str]:

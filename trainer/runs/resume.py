@@ -8,7 +8,7 @@ from torch import nn
 
 from twinflow.plain_json import printable
 
-from .. import TrainerError
+from .. import SEVERAL, TrainerError
 from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
 from ..tensors import deferred
 from ..weights import files, lora
@@ -16,7 +16,6 @@ from . import summary
 from .summary import option
 
 PLACES = {"out", "name"}  # a run that was moved is the same run
-COMMANDS = 1000  # characters of an error that holds options to paste
 SAMPLED = 64  # numbers of a tensor that tell a model from others
 
 
@@ -33,7 +32,7 @@ def changes(now: Settings, then: Settings) -> dict[str, str]:
         raise TrainerError(
             f"{now.folder} holds a run of another kind ({told}); expected --name NEW for a run beside it{start(now, then)}, or "
             f"{back} to go on with it",
-            most=COMMANDS,
+            most=SEVERAL,
         )
     return {n: f"{flag(n)} {shown(now, n)} (was {shown(then, n)})" for n in names}
 
