@@ -8,6 +8,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..twinflow.gguf_header import UnknownType, read_gguf
 from ..twinflow.weights import WeightsError
 from .values import WHOLE
 
@@ -56,6 +58,8 @@ def read_header(path: str) -> GgufHeader:
             f"{name}: reading GGUF needs the 'gguf' package: install ComfyUI-GGUF (it brings it), or take the .safetensors file"
         )
     try:
+        with suppress(UnknownType):
+            read_gguf(path)  # ends where the file ends; the package counts on for as long as a damaged header says
         reader = gguf.GGUFReader(path, "c")  # pages are copied when written to: hooks and patches write to weights in place
     except Exception as error:  # the package raises whatever numpy does on a file that is cut off or damaged
         raise WeightsError(

@@ -51,6 +51,10 @@ class Gguf:
         return int(self.fields.get(ALIGNMENT, 32))
 
 
+class UnknownType(WeightsError):
+    """The file may be sound: it has a type that is younger than this reader."""
+
+
 class Cursor:
     def __init__(self, file: BinaryIO):
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -90,9 +94,11 @@ def read_gguf(path: str | os.PathLike) -> Gguf:
             return _parsed(path, file)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); expected a .gguf file") from None
-    except (ValueError, KeyError, OverflowError, MemoryError) as error:
-        what = f"a type {error} that is not known" if isinstance(error, KeyError) else error
-        raise WeightsError(f"{path}: cannot be read as GGUF ({what}): it is cut off or damaged, fetch it again") from None
+    except KeyError as error:
+        told = f"{path}: cannot be read as GGUF (a type {error} that is not known): it is cut off or damaged, fetch it again"
+        raise UnknownType(told) from None
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise WeightsError(f"{path}: cannot be read as GGUF ({error}): it is cut off or damaged, fetch it again") from None
 
 
 def _parsed(path: Path, file: BinaryIO) -> Gguf:

@@ -1,6 +1,7 @@
 """GGUF files: unpacked by the `gguf` package, kept quantised by ComfyUI-GGUF where that is installed."""
 
 import asyncio
+import struct
 
 import pytest
 import tiny
@@ -214,3 +215,13 @@ def test_scheduled_loras(comfy, models, run, weights, with_pack, kind):
         torch.testing.assert_close(run("TwinFlowSampleLatent", **inputs)[0]["samples"], wanted, rtol=1e-3, atol=1e-3)
         assert not close(wanted, before, 0.01)
     torch.testing.assert_close(sampled(run, model), before)
+
+
+@pytest.mark.parametrize("kind, count", [(4, 2**60), (4, 2**31), (8, 2**60), (0, 2**63 - 1)])
+def test_a_list_without_end_ends_with_the_file(kind, count, comfy, tmp_path):
+    """The package would count on."""
+    text = lambda s: struct.pack("<Q", len(s)) + s.encode()
+    path = tmp_path / "endless.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + text("x") + struct.pack("<IIQ", 9, kind, count) + bytes(100))
+    with pytest.raises(ValueError, match="endless.gguf.*ends within its header"):
+        comfy.part("nodes.gguf_files").read_header(str(path))
