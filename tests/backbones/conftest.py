@@ -33,10 +33,6 @@ KREA_TAPS = 12  # layers of Qwen3-VL, one behind the other
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "families(which): only for those whose backbone `which` is true of")
-
-
 def pytest_collection_modifyitems(items):
     items[:] = [item for item in items if all(own.args[0](backbone_of(item)) for own in item.iter_markers("families"))]
 

@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 import mutations  # noqa: E402
 from reader import Reader  # noqa: E402
 
-OURS = "TrainerError", "WeightsError", "Broken", "ValueError"  # the names of errors that a reader may end in
+OURS = "TrainerError", "WeightsError", "UnknownType", "Broken", "ValueError"  # the names of errors that a reader may end in
 LONGEST, SLOWEST = 300, 2.0  # characters of an error, seconds of an input
 MOST = 4, 2**22  # of memory: times the file's size, and bytes that any reader may take besides
 
