@@ -13,7 +13,7 @@ from trainer.backbones import backbone, trainable
 from trainer.backbones.sources import in_dtype, with_exact
 from trainer.cli import main
 from trainer.config import resolve
-from trainer.plan import memory, table
+from trainer.plan import activations, memory, table
 from trainer.plan.activations import Counter
 from trainer.plan.memory import GIB
 from trainer.training import optimizers
@@ -138,6 +138,13 @@ def test_a_real_forward_keeps_as_planned(name, change):
     got = Counter(model.train())(tiny.inputs(model, PIXELS, dtype))
     assert got.whole == pytest.approx(planned.whole, rel=0.05)
     assert got.bytes(True) == pytest.approx(planned.bytes(True), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["flux2-klein", "sana"])
+def test_of_blocks_that_are_alike_two_are_run(name, monkeypatch):
+    two = activations.count(backbone(name), 512, torch.bfloat16)
+    monkeypatch.setattr(activations, "form", id)  # no two are alike
+    assert activations.count(backbone(name), 512, torch.bfloat16) == two
 
 
 @pytest.mark.parametrize("name", TINY)

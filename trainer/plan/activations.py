@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backbones import Backbone
 from ..weights.block_swap import blocks_of
@@ -87,7 +87,11 @@ def count(backbone: Backbone, pixels: int, dtype: torch.dtype, targets: Iterable
 
 
 class Counter:
-    """Counts what is saved for the backward, each storage once, by whether a block was running."""
+    """Counts what is saved for the backward, each storage once, by whether a block was running.
+
+    Of blocks that are alike the first two run; the others keep what the second does, for the first may be the first to use
+    what all of them share.
+    """
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -96,9 +100,13 @@ class Counter:
         self.seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
         self.by_block: list[int] = []
         self.inputs: dict[int, torch.UntypedStorage] = {}
+        self.repeated = 0
 
     def __call__(self, arguments: dict) -> Kept:
-        hooks = []
+        hooks, forms = [], [form(block) for block in self.blocks]
+        alike = [block for i, block in enumerate(self.blocks) if i > 1 and forms[i] == forms[i - 1] == forms[i - 2]]
+        for block in alike:
+            block.forward = self._again
         for block in self.blocks:
             hooks.append(block.register_forward_pre_hook(self._enter, with_kwargs=True))
             hooks.append(block.register_forward_hook(self._leave))
@@ -106,11 +114,18 @@ class Counter:
             self.model(**arguments, return_dict=False)
         for hook in hooks:
             hook.remove()
+        for block in alike:
+            del block.forward
         whole = self._total()
         return Kept(whole, whole - sum(self.by_block), sum(s.nbytes() for s in self.inputs.values()), max(self.by_block))
 
     def _total(self) -> int:
-        return sum(s.nbytes() for s in self.seen.values())
+        return sum(s.nbytes() for s in self.seen.values()) + self.repeated
+
+    def _again(self, *args, **kwargs):
+        """In place of the forward of a block that is like the one before it."""
+        self.repeated += self.by_block[-1]
+        return tree_map_only(Tensor, lambda t: torch.empty_like(t, requires_grad=t.requires_grad), self.out)
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -127,3 +142,9 @@ class Counter:
 
     def _leave(self, block: nn.Module, args: tuple, out: object) -> None:
         self.by_block.append(self._total() - self.before)
+        self.out = out
+
+
+def form(block: nn.Module) -> list:
+    """Equal for blocks that keep equally much."""
+    return [type(block), *((name, p.shape, p.requires_grad) for name, p in block.named_parameters())]
