@@ -5,7 +5,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-OLD_DIFFUSERS := $(VENV)/diffusers-0.36
 
 .PHONY: setup demo tutorial test coverage lint test-comfyui gpu bench clean
 
@@ -18,7 +17,6 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[trainer,evaluate,log,memory,dev]"
 	$(BIN)/python -m pip uninstall -q -y twinflow # only its dependencies are wanted: the code runs from here
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(OLD_DIFFUSERS) diffusers==0.36.0
 	@touch $@
 
 # threads that wait without spinning, which brings a busy machine to a stop

@@ -33,11 +33,10 @@ def test_velocity_is_that_of_the_pipeline(edit, edit_whole):
     pipe, (x, (embeds, mask), _), t = edit_whole.pipeline, edit.batch(2), torch.tensor([0.8, 0.3])
     packed = [pipe._pack_latents(z.contiguous(), 2, 16, *z.shape[2:]) for z in (x, *pictures())]
     shapes = [(1, z.shape[2] // 2, z.shape[3] // 2) for z in (x, *pictures())]
-    old = {"txt_seq_lens": [embeds.shape[1]] * 2} if "zero_cond_t" not in pipe.transformer.config else {}
     with torch.no_grad():
         out = pipe.transformer(
             hidden_states=torch.cat(packed, 1), timestep=t, encoder_hidden_states=embeds, encoder_hidden_states_mask=mask,
-            img_shapes=[shapes] * 2, return_dict=False, **old,
+            img_shapes=[shapes] * 2, return_dict=False,
         )[0][:, : packed[0].shape[1]]  # fmt: skip
         wanted = pipe._unpack_latents(out, 64, 64, 8)[:, :, 0]
         ours = edit.backbone.velocity(pipe.transformer, x, t, (embeds, mask, *pictures()))

@@ -36,8 +36,10 @@ DEBIANS = ("trixie", "testing")
 PLAIN = ["pytest", "numpy>=1.26", "pyyaml>=6", "pydantic>=2.7", "click>=8.1", "pillow>=10.1", "pyarrow>=15", "psutil>=5.9",
          "tomli>=2; python_version < '3.11'"]  # fmt: skip
 WITHOUT_TORCH = ["tests/matrix/test_plain.py"]
-WITH_LIBRARIES = ["tests/core/test_time_embedding.py", "tests/imports/test_imports.py", "tests/backbones/test_step.py",
-                  "tests/backbones/test_late.py", "tests/trainer/test_adapters.py"]  # fmt: skip
+WITH_LIBRARIES = [f"tests/{name}.py" for name in (
+    "core/test_time_embedding", "core/test_velocity", "imports/test_imports", "goldens/test_backbones_replay",
+    "backbones/test_step", "backbones/test_late", "backbones/test_encoders", "trainer/test_adapters",
+)]  # fmt: skip
 IN_COMFYUI = [f"tests/comfyui/test_{name}.py" for name in ("core", "node_parity", "node_loading", "node_seed")]
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "huggingface_hub")  # in Python alone, so for any Python
 # What these ask for besides, which .venv lacks or has newer.
@@ -54,7 +56,7 @@ def minima() -> dict[str, str]:
     """Of what pyproject.toml asks for, by name; without PyTorch, of which pip has CUDA's."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [line for extra in ("trainer", "evaluate", "log", "memory") for line in extras[extra]] + project["dependencies"]
+    asked = project["dependencies"] + [line for extra in ("trainer", "evaluate", "log", "memory") for line in extras[extra]]
     found = dict(line.split(">=") for line in asked if ";" not in line)
     return {name: version for name, version in found.items() if name not in ("torch", "comfyui-frontend-package")}
 

@@ -355,7 +355,7 @@ def load_part(load: Callable[[], Any], root: Path, parts: tuple[str, ...]) -> An
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of parts a pipeline is loaded without, of texts that are cut, and of torch_dtype, 0.36's only name."""
+    """No warnings of parts a pipeline is loaded without, of texts that are cut, and of torch_dtype, 0.38's only name."""
     before = [(kind, kind.get_verbosity()) for kind in (diffusers_logging, transformers_logging)]
     for kind, _ in before:
         kind.set_verbosity_error()

@@ -4,7 +4,6 @@ Its latents are packed into patches; its time is that of the noise, in [0, 1].  
 and, for editing, the latents of each reference image (B, C, h, w), which may differ in size from each other and from x.
 """
 
-import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -25,22 +24,6 @@ def trim(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
     embeds, mask = embeds[:, :length], mask[:, :length]
     return embeds, None if mask.all() else mask
-
-
-def text_arguments(model: Any, embeds: Tensor, mask: Tensor | None, patches: int) -> dict[str, Any]:
-    """What diffusers up to 0.36 must be told besides the mask, which it takes and does not use."""
-    if "max_txt_seq_len" in inspect.signature(model.pos_embed.forward).parameters:
-        return {}
-    arguments: dict[str, Any] = dict(txt_seq_lens=[embeds.shape[1]] * len(embeds))
-    if mask is not None:
-        if model.gradient_checkpointing and torch.is_grad_enabled():
-            raise ValueError(
-                "this diffusers ignores the mask of padded text under gradient checkpointing; "
-                "expected prompts of one length, checkpointing off, or diffusers above 0.36 (pip install -U diffusers)"
-            )
-        joint = torch.cat([mask, mask.new_ones(len(mask), patches)], dim=1)
-        arguments["attention_kwargs"] = dict(attention_mask=joint[:, None, None])
-    return arguments
 
 
 def pack(x: Tensor, p: int) -> tuple[Tensor, tuple[int, int]]:
@@ -79,7 +62,6 @@ class QwenImage(DiffusersBackbone):
             encoder_hidden_states_mask=mask,
             img_shapes=[[(1, *grid) for grid in grids]] * len(x),
             return_dict=False,
-            **text_arguments(model, embeds, mask, patches.shape[1]),
         )[0]
         return unpack(out[:, : parts[0].shape[1]], grids[0], model.config.patch_size)
 

@@ -80,8 +80,7 @@ class Processor:
 
     def __call__(self, text: list[str], images: list[Image.Image] | None, **options) -> BatchFeature:
         """Each <|image_pad|> becomes as many as its image has tokens."""
-        none: dict[str, Any] = dict(pixel_values=None, image_grid_thw=None)  # diffusers 0.36 asks for both
-        seen = dict(self.processor(images=images, return_tensors="pt")) if images else none
+        seen = dict(self.processor(images=images, return_tensors="pt")) if images else {}
         counts = iter((seen["image_grid_thw"].prod(1) // self.processor.merge_size**2).tolist() if images else ())
         fill = lambda parts: parts[0] + "".join("<|image_pad|>" * next(counts) + part for part in parts[1:])
         text = [fill(line.split("<|image_pad|>")) for line in text]

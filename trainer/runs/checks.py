@@ -40,7 +40,7 @@ from . import run_of
 from .encoders import check as check_encoders
 from .encoders import source_of
 
-NEEDED = {"accelerate": "1.10", "diffusers": "0.36", "peft": "0.19", "torch": "2.6", "transformers": "4.57.1"}
+NEEDED = {"accelerate": "1.10", "diffusers": "0.38", "peft": "0.19", "torch": "2.6", "transformers": "5"}
 LONGEST_NAME = 200  # bytes: disks take 255, of which steps and endings need some
 WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw", compile=False)  # which shards plain weights
 
