@@ -51,5 +51,5 @@ class CachedPrompt(Node):
             names = ", ".join(f"{name} ({p.text!r})" for name, p in list(prompts.items())[:12])
             raise ValueError(f"{file}: has no prompt {prompt!r}; it has {names}")
         first = found[0]
-        extra = {} if first.pooled is None else {"pooled_output": first.pooled.float()[None]}
-        return io.NodeOutput([[first.embeds.float()[None], extra]], first.text)
+        pooled = None if first.pooled is None else first.pooled.float()[None]  # None as from core: FLUX.2 asks for it, to 0.18
+        return io.NodeOutput([[first.embeds.float()[None], {"pooled_output": pooled}]], first.text)

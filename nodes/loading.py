@@ -214,6 +214,8 @@ def build(base: ModelFile, adapter: ModelFile | None, backbone: Backbone, dtype:
             f"Choose a {backbone.title} model"
         )
     network = patcher.model.diffusion_model
+    for name in backbone.uncalled:
+        network._modules.pop(name, None)
     if disable_dynamic:
         settle_dtypes(network)
     for key, tensor in second.items():  # few numbers that every step hangs on: never rounded to fp8

@@ -385,13 +385,13 @@ def own_adapter(title: str, config: str, needs: str, model: str, encoder: tuple[
 def flux2_klein():
     encoder = "qwen_3_4b.safetensors", "flux2"
     model, vae = "flux-2-klein-base-4b.safetensors", "flux2-vae.safetensors"
-    return own_adapter("FLUX.2 klein", "flux2-klein-lora-16gb", "0.33", model, encoder, vae, "twinflow_klein")
+    return own_adapter("FLUX.2 klein", "flux2-klein-lora-16gb", "0.14", model, encoder, vae, "twinflow_klein")
 
 
 def krea2():
     encoder = "qwen3vl_4b_fp8_scaled.safetensors", "krea2"
     model, vae = "krea2_raw_fp8_scaled.safetensors", "qwen_image_vae.safetensors"
-    return own_adapter("Krea 2", "krea2-lora-24gb", "0.33", model, encoder, vae, "twinflow_krea2")
+    return own_adapter("Krea 2", "krea2-lora-24gb", "0.26", model, encoder, vae, "twinflow_krea2")
 
 
 def qwen_image_21():

@@ -83,7 +83,7 @@ def test_no_list_of_models_is_written_out(comfy, folder):
 def test_the_names_of_the_models_are_made_from_the_records(comfy):
     supported, nodes = comfy.part("nodes.supported"), {n.define_schema().node_id: n for n in comfy.part("nodes").NODES}
     assert supported.names() == "FLUX.2 klein, Krea 2, Qwen-Image, Qwen-Image-2.1, SD3.5 or Z-Image"
-    whole = "FLUX.2 klein (ComfyUI 0.33 and later), Krea 2 (ComfyUI 0.33 and later), Qwen-Image, "
+    whole = "FLUX.2 klein (ComfyUI 0.14 and later), Krea 2 (ComfyUI 0.26 and later), Qwen-Image, "
     whole += "Qwen-Image-2.1 (ComfyUI 0.37 and later), Qwen-Image-Edit, SD3.5 and Z-Image (ComfyUI 0.3.74 and later)"
     assert supported.names_with_notes() == whole
     for node_id, name in (("TwinFlowModelLoader", "model_name"), ("TwinFlowModelPatch", "model")):

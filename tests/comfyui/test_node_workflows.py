@@ -49,6 +49,8 @@ def test_runs(server, name):
     graph = workflow.prompt(workflow.read(name))
     if not newer(server, tiny.NEEDED.get(family := stand_ins.family(graph), (0, 0, 0))):
         pytest.skip(f"this ComfyUI has no {tiny.NAMES[family]}")
+    if family == "flux2" and not newer(server, (0, 21, 0)):
+        pytest.skip("this ComfyUI has no small VAE of FLUX.2 to stand in for the large one")
     outcome = server.run(stand_ins.cut_down(graph))
     assert not outcome.error, outcome.error
     images = [image for output in outcome.outputs.values() for image in output.get("images", [])]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 NAMES = {"qwen": "Qwen-Image", "zimage": "Z-Image", "sd3": "SD3.5", "flux2": "FLUX.2 klein", "krea2": "Krea 2"}
 NAMES |= {"qwen21": "Qwen-Image-2.1"}
-NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 33), "krea2": (0, 33), "qwen21": (0, 37)}  # ComfyUI's version
+NEEDED = {"zimage": (0, 3, 74), "flux2": (0, 14), "krea2": (0, 26), "qwen21": (0, 37)}  # ComfyUI's version
 SECOND = ("time_text_embed_2.", "t_embedder_2.", "time_guidance_embed_2.", "time_in_2.", "time_embed_2.", "tmlp_2.")
 
 
@@ -44,9 +44,8 @@ class Golden:
         return rows, channels, *([1] if self.name in ("qwen", "krea2") else []), *size
 
     def conditioning(self, rows: slice = slice(0, 1)):
-        """The goldens' prompts of these rows."""
-        extra = {"pooled_output": self.tensors["c1"][rows]} if self.name == "sd3" else {}
-        return [[self.tensors["c0"][rows], extra]]
+        """The goldens' prompts of these rows, as core's encoders give them."""
+        return [[self.tensors["c0"][rows], {"pooled_output": self.tensors["c1"][rows] if self.name == "sd3" else None}]]
 
 
 def read(folder: Path, name: str) -> Golden:

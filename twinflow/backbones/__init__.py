@@ -36,6 +36,7 @@ class Backbone:
     gguf: what ComfyUI-GGUF calls the model; "" where ComfyUI has none.
     signed_time: of the released weights, whose files name nothing (see Provenance).
     still: it takes one frame alone, though its latents have a time axis in ComfyUI.
+    uncalled: parts of ComfyUI's network, in some versions, that it never calls, and that no file holds.
     pipelines: names of diffusers' classes whose transformer it is, as a regular expression; "" for none.
     """
 
@@ -57,6 +58,7 @@ class Backbone:
     signed_time: bool = True
     gguf: str = ""
     still: bool = False
+    uncalled: tuple[str, ...] = ()
     pipelines: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
 

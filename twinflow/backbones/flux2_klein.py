@@ -88,7 +88,7 @@ BACKBONE = Backbone(
     widths=widths,
     time=TIME,
     native_time=SecondEmbedder("time_in", "time_in_2", scale=1000.0, sinusoid=sinusoid),
-    note="ComfyUI 0.33 and later",
+    note="ComfyUI 0.14 and later",
     second=("time_in_2.in_layer.weight", "time_in_2.out_layer.weight"),
     modules=(
         r"x_embedder|context_embedder|proj_out|norm_out\.linear|time_guidance_embed\.timestep_embedder\.linear_[12]"

@@ -90,7 +90,7 @@ BACKBONE = Backbone(
     widths=widths,
     time=SecondEmbedder("time_embed", "time_embed_2"),
     native_time=SecondEmbedder("tmlp", "tmlp_2", scale=1000.0, sinusoid=sinusoid),
-    note="ComfyUI 0.33 and later",
+    note="ComfyUI 0.26 and later",
     second=keys("tmlp_2", "02"),
     modules=(
         r"img_in|time_embed\.linear_[12]|time_mod_proj|txt_in\.linear_[12]|text_fusion\.projector|final_layer\.linear"

@@ -49,6 +49,7 @@ BACKBONE = Backbone(
     native_time=replace(TIME, rows="last"),  # ComfyUI puts the reference images' rows first
     second=keys("t_embedder_2.mlp", "02"),
     note="ComfyUI 0.3.74 and later",
+    uncalled=("norm_final",),  # up to 0.6
     modules=(
         r"all_final_layer\.2-1\.(adaLN_modulation\.1|linear)|all_x_embedder\.2-1|cap_embedder\.[01]|t_embedder\.mlp\.[02]"
         r"|(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(to_[qkv]|to_out\.0|norm_[qk])"
