@@ -188,13 +188,14 @@ class Bench:
             print(path.name, f"{s.steps} NFE:", named, "mean", round(statistics.mean(over), 3), "error:", parts, flush=True)
 
     def judge_file(self, path: Path) -> None:
-        """Distances over those of the base's 32 steps, and errors of pixels, by NFE."""
+        """Distances over those of the base's 32 steps, the rms beside these, and errors of pixels, by NFE."""
         network = self.trained(path)
         real, base = floats(self.judge.real), self.judges.metrics(self.base)
         made = {"base, 32": self.base} | {f"{s.steps} NFE": self.drawn(network, s) for s in self.own.sampling[:3]}
         for name, images in made.items():
             found = self.judges.metrics(images)
             over = {key: round(found[key] / base[key], 3) for key in ("efficientnet", "categories")}
+            over["rms"] = round(float((images - self.base).square().mean()) ** 0.5, 4)  # the noise is the base's own
             print(path.name, name, over | {key: round(v, 4) for key, v in errors(images, real).items()}, flush=True)
 
     def grid(self, files: list[Path]) -> None:

@@ -1,7 +1,7 @@
 """What a forward keeps for its backward, counted by running the real classes on fake tensors: shapes without numbers."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class Counter:
         self.seen: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
         self.by_block: list[int] = []
         self.inputs: dict[int, torch.UntypedStorage] = {}
-        self.repeated = 0
+        self.repeated, self.out = 0, None  # bytes of blocks that did not run; what the last block gave
 
     def __call__(self, arguments: dict) -> Kept:
         hooks, forms = [], [form(block) for block in self.blocks]
@@ -140,7 +140,7 @@ class Counter:
                 if isinstance(tensor, Tensor):
                     self.inputs[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
 
-    def _leave(self, block: nn.Module, args: tuple, out: object) -> None:
+    def _leave(self, block: nn.Module, args: tuple, out: Any) -> None:
         self.by_block.append(self._total() - self.before)
         self.out = out
 
