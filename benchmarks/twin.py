@@ -7,8 +7,9 @@
     python benchmarks/twin.py grid FILE ...                             grid.png in --folder: one step of each, and the base
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
-as 180 steps of the recipe take, which is make demo.  They are counted with the run's own objective on a network without cost.
-The runs lie in --folder; a line of the table is written when a run was judged, and is never measured again.
+as 180 steps of 64 images with the twin take, or 720 of 16, which is make demo.  They are counted with the run's own objective
+on a network without cost.  The runs lie in --folder; a line of the table is written when a run was judged, and is never
+measured again.
 """
 
 import argparse
@@ -50,28 +51,31 @@ from twinflow.weights import load, save  # noqa: E402
 from twinflow.words import load_words  # noqa: E402
 
 CSV = HERE.parent / "docs" / "twin.csv"
-STEPS = 180  # of the recipe
+STEPS = 180  # of 64 images
 RCGM = "--rectify 0 --roles one_step=1,multi_step=0.5,any_step=1,few_step=1"
 ROLES = "--roles one_step=1,multi_step=0.5,any_step=1,few_step=1,fake={}"
 LOWER = "--lr 3e-4 --embedder-lr 2e-3"
 LAB = "--dt 0.02 --batch 128 --roles one_step=1,multi_step=1,any_step=1"  # as the sketch that found 20 %
-SWEPT = "--dt 0.1 --ema 0 --lr {0} --embedder-lr {0}"  # the recipe from which the sweeps depart, and its sampling
+LARGE = "--batch 64 --time-shift 1"  # as emoji's recipe was until it had small batches
+SWEPT = f"{LARGE} --dt 0.1 --ema 0 --lr {{0}} --embedder-lr {{0}}"  # the recipe from which the sweeps depart, and its sampling
 FULL, TWO = f"full {SWEPT.format('1e-3')}", f"lora {SWEPT.format('2e-3')}"
 FOLD = f"{TWO} --time fold"
 SWEPT_SAMPLING = tuple(Sampling(n, style, 0.0, end_gap=gap) for n, style, gap in
                        ((1, "few", 0.7), (2, "any", 0.6), (4, "any", 0.5), (8, "any", 0.5)))  # fmt: skip
 KNOWN, NOISES = 48, 16  # for spread: prompts of one picture each, noises a prompt, and prompts that name several
 PROMPTS = ("woman", "man", "face", "flag", "cat", "hand", "clock", "heart")
-DEFAULT = "default, "  # names of the runs by the recipe, and sampled as, that emoji has now
+RECIPES = {"default": "", "batch 64": LARGE}  # with shorter last jumps than the sweeps'
+HALVES = {"half of RCGM": RCGM, "then half of TwinFlow": ""}
 RUNS = {  # name: how much of the time, mode and options
-    **{f"{DEFAULT}{o}, {mode}{x}": (n, f"{mode} {options}")
+    **{f"{recipe}, {o}, {mode}{x}": (n, f"{mode} {own} {options}")
        for x, n in {"": 1, ", time x 3": 3}.items()
+       for recipe, own in RECIPES.items()
        for mode in ("full", "lora")
        for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
-    f"{DEFAULT}rectify 4, full": (1, "full --rectify 4"),
-    **{f"{DEFAULT}{name}, {mode}": (0.5, f"{mode} {options}")
+    "batch 64, rectify 4, full": (1, f"full {LARGE} --rectify 4"),
+    **{f"batch 64, {name}, {mode}": (0.5, f"{mode} {LARGE} {options}")
        for mode in ("full", "lora")
-       for name, options in {"half of RCGM": RCGM, "then half of TwinFlow": ""}.items()},
+       for name, options in HALVES.items()},
     **{f"{o}, {t}, {m}": (1, f"{mode} {options} --target {t}")
        for m, mode in {"full": FULL, "LoRA two": TWO, "LoRA fold": FOLD}.items()
        for t in ("guide", "data")
@@ -103,7 +107,7 @@ RUNS = {  # name: how much of the time, mode and options
     "RCGM, lab": (1, f"{FULL} {LAB} --rectify 0"),
     **{f"{o}, time x {x}": (x, f"{FULL} {LOWER} {own}") for x in (3, 10) for o, own in {"TwinFlow": "", "RCGM": RCGM}.items()},
 }  # fmt: skip
-AFTER = {f"{DEFAULT}then half of TwinFlow, {m}": f"{DEFAULT}half of RCGM, {m}" for m in ("full", "lora")}  # run -> its --init
+AFTER = {f"batch 64, then half of TwinFlow, {m}": f"batch 64, half of RCGM, {m}" for m in ("full", "lora")}  # run -> its --init
 
 
 def settings_of(options: str, **own) -> Settings:
@@ -231,7 +235,7 @@ class Bench:
         about, rows = {"run": name, "seed": seed, "steps": steps}, []
         with self.judging:
             took, network = time.perf_counter() - begun, self.trained(path)
-            for sampling in self.own.sampling if name.startswith(DEFAULT) else SWEPT_SAMPLING:
+            for sampling in self.own.sampling if name.startswith(tuple(RECIPES)) else SWEPT_SAMPLING:
                 images = self.drawn(network, sampling)
                 save({"images": images}, self.folder / called / f"samples_{sampling.steps}nfe.safetensors")
                 rows.append(about | {"nfe": sampling.steps, **self.row(images, told=sampling.steps < 8)})

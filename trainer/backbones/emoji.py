@@ -64,8 +64,8 @@ class Emoji(SmallQwenImage):
         if mode == "base":
             return own | dict(save_dtype="bf16", save_every=1000, keep=1)
         return own | dict(
-            steps=540, batch=64, accumulation=1, warmup=20, betas=(0.9, 0.95), ema=0.99, weights_ema=0.995,
-            checkpointing=False, order=2, dt=0.2, rectify=2.0, loss="l2",
+            threads=1, steps=2160, batch=16, time_shift=3.0, accumulation=1, warmup=20, betas=(0.9, 0.95), ema=0.99,
+            weights_ema=0.995, sample_every=1000, checkpointing=False, order=2, dt=0.2, rectify=2.0, loss="l2",
             roles=dict(one_step=1, multi_step=0.5, any_step=1, few_step=1, fake=1),
             target="guide", guide="base", guidance=1.0,
             **(dict(rank=16, targets="all", lr=2e-3) if mode == "lora" else dict(lr=5e-4, embedder_lr=2e-3)),
