@@ -10,7 +10,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ..twinflow.backbones import WEIGHT_BIAS, Backbone
+from ..twinflow.backbones import WEIGHT_BIAS, Backbone, all_backbones
 from ..twinflow.layouts import last_block
 from ..twinflow.weights import WeightsError
 from . import gguf_files, lora
@@ -65,7 +65,7 @@ def load_model(path: str, adapter_path: str | None, strength: float, dtype: str,
         details.append(f"not used: {len(unused)} ({', '.join(unused[:6])})")
     if unpacked:
         details.append(f"unpacked to bf16, for ComfyUI cannot use them as they are: {unpacked} weights")
-    parts = [backbone.title, base.dtypes()]
+    parts = [title(base, backbone), base.dtypes()]
     warnings = []
     if adapter is not None:
         patcher, applied = with_lora(patcher, adapter, strength, backbone)
@@ -307,6 +307,13 @@ def time_conditioning_in(patcher, backbone: Backbone, files: list[ModelFile]) ->
     attach_provenance(patcher, ours[0] if ours else None)
     rule = "two" if two else "fold" if ours else "off"
     return TimeConditioning(rule, recommended=next(filter(None, (f.sampler for f in files)), ()))
+
+
+def title(file: ModelFile, backbone: Backbone) -> str:
+    """Of the variant whose weights these are by the file's own word, such as Emoji, which has a Qwen-Image's names."""
+    said = file.metadata.get("twinflow.base_model")
+    own = (record.title for record in all_backbones().values() if record.name == said and record.layout is backbone.layout)
+    return next(own, backbone.title)
 
 
 def described(file: ModelFile) -> list[str]:

@@ -102,10 +102,10 @@ def test_no_other_name_leads_to_a_file(run, shipped, name):
 
 def test_whole_model_base_and_adapter_load(comfy, run, shipped):
     model, report = run("TwinFlowModelLoader", model_name="TwinFlow emoji: distilled")
-    assert report.startswith("Qwen-Image, bf16, two-time\n") and "missing: none" in report
+    assert report.startswith("Emoji, bf16, two-time\n") and "missing: none" in report
     plain, report = run("TwinFlowModelLoader", model_name=BASE)
     assert (
-        report.startswith("Qwen-Image, bf16, plain base\n")
+        report.startswith("Emoji, bf16, plain base\n")
         and not plain.model_options["transformer_options"]["twinflow"].recommended
     )
     adapter = dict(adapter="TwinFlow emoji: adapter", adapter_strength=0.5)
