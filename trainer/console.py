@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 from twinflow.plain_json import printable
@@ -89,14 +90,25 @@ class Parser(argparse.ArgumentParser):
 def started(name: str, command: Callable[[], int]) -> int:
     """The exit code of a command that is the whole process.  What it imports takes seconds: a line is there before."""
     utf8()
-    code = 0
+    code, pressed = 0, list[int]()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
 
     def act() -> None:
         nonlocal code
         if not SILENT & {text.partition("=")[0] for text in sys.argv[1:]}:
             print(f"{name}: loading PyTorch and diffusers ...", flush=True)
-        code = command()
+        try:
+            code = command()
+        except Exception as error:
+            if pressed and not isinstance(error, (*_ours(), Stopped)):  # half an import may fail with anything
+                raise KeyboardInterrupt from error
+            raise
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as with nohup
+        signal.signal(signal.SIGINT, press)
     own = guarded(act)
     if own or code:  # it ends now, and a second Ctrl-C has nothing left to stop
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -70,6 +70,24 @@ def test_ctrl_c_at_any_time_is_one_line(tmp_path, seconds):
     assert "Traceback" not in errors and "run the same command again" in errors
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("fault", ["ImportError('half of it')", "RecursionError('half of it')", "OSError(2, 'half of it')"])
+def test_an_import_that_fails_over_ctrl_c(fault):
+    """As numpy's may, in whatever way."""
+    code = f"""
+import os, signal, sys, time
+from trainer import console
+def command():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise {fault}
+sys.exit(console.started("a name", command))"""
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert made.returncode == 130 and made.stderr.startswith("stopped; ") and made.stderr.count("\n") == 1, made.stderr
+
+
 def test_what_is_not_installed_is_named(capsys):
     def act():
         raise ModuleNotFoundError("No module named 'peft'")
