@@ -5,9 +5,10 @@ import os
 import pytest
 import torch
 
-from trainer import config, console
+from trainer import console
 from trainer.backbones import backbone, digits
 from trainer.cli import main
+from trainer.config.flat import from_flat
 from trainer.plan.card import Card
 from trainer.runs import checks
 from twinflow.weights import load, save
@@ -132,7 +133,7 @@ def found(settings, **changes):
     """What the checks say of a machine with this card, and what they notify of."""
     told = []
     try:
-        checks.check(config.from_flat(settings), told.append)
+        checks.check(from_flat(settings), told.append)
     except checks.TrainerError as error:
         return str(error).split("\nerror: "), told
     return [], told

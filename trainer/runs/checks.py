@@ -23,7 +23,9 @@ from twinflow.weights import WeightsError, read_header
 
 from .. import SEVERAL, TrainerError, data
 from ..backbones import Backbone, attention, backbone, sources
-from ..config import OPTIONS, Settings, flag, notice
+from ..config.options import flag
+from ..config.settings import OPTIONS, Settings
+from ..console import notice
 from ..data import prompts as prompt_files
 from ..data.buckets import Buckets
 from ..data.image_files import Broken, size

@@ -22,7 +22,9 @@ from twinflow.weights import file_order, save_streamed
 
 from .. import Lost, TrainerError
 from ..backbones import Backbone, backbone, trainable
-from ..config import DTYPES, INIT, OPTIONS, Settings, flag, read_settings
+from ..config.options import flag
+from ..config.saved import INIT, read_settings
+from ..config.settings import DTYPES, OPTIONS, Settings
 from ..tensors import sharding
 from ..tensors.deferred import Deferred, made
 from ..tensors.deferred import outlines as outlines_of
