@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trainer import TrainerError  # noqa: E402
 from trainer.backbones import attention, backbone  # noqa: E402
-from trainer.config import from_flat  # noqa: E402
+from trainer.config.flat import from_flat  # noqa: E402
 from trainer.weights.trainee import Trainee  # noqa: E402
 
 TOKENS = 64

@@ -38,7 +38,8 @@ from row import Row, end, of_ratios  # noqa: E402
 from step_cost import SETTINGS, straightforward  # noqa: E402
 
 from trainer.backbones import backbone  # noqa: E402
-from trainer.config import Settings, from_flat  # noqa: E402
+from trainer.config.flat import from_flat  # noqa: E402
+from trainer.config.settings import Settings  # noqa: E402
 from trainer.data import Cache, DataRequest, Encoder, prepare  # noqa: E402
 from trainer.data.image_files import pixels  # noqa: E402
 from trainer.plan.memory import plan  # noqa: E402

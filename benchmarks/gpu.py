@@ -33,7 +33,8 @@ import bench  # noqa: E402
 from trainer import TrainerError  # noqa: E402
 from trainer.backbones import Backbone, backbone  # noqa: E402
 from trainer.cli import CONFIGS, read_file  # noqa: E402
-from trainer.config import Settings, resolve  # noqa: E402
+from trainer.config.resolving import resolve  # noqa: E402
+from trainer.config.settings import Settings  # noqa: E402
 from trainer.plan import memory as plans  # noqa: E402
 from trainer.runs.run import averaged, shift_of  # noqa: E402
 from trainer.training import optimizers  # noqa: E402

@@ -34,7 +34,8 @@ from emoji_judges import Judges, errors  # noqa: E402
 
 from trainer.backbones import backbone  # noqa: E402
 from trainer.backbones.emoji import Emoji, to_images  # noqa: E402
-from trainer.config import Settings, resolve  # noqa: E402
+from trainer.config.resolving import resolve  # noqa: E402
+from trainer.config.settings import Settings  # noqa: E402
 from trainer.runs import drawing  # noqa: E402
 from trainer.runs.emoji import BASE_SAMPLING, MULTI, SHOWN, EmojiRun  # noqa: E402
 from trainer.runs.emoji_judge import Judge, floats  # noqa: E402

@@ -13,7 +13,9 @@ import yaml
 from twinflow.backbones import canonical, models
 
 from . import TrainerError, console, hints, plain_yaml
-from .config import BY_MODE, OPTIONS, RENAMED, Option, Settings, flag, meaningless, resolve
+from .config.options import RENAMED, Option, flag
+from .config.resolving import BY_MODE, meaningless, resolve
+from .config.settings import OPTIONS, Settings
 
 CONFIGS = Path(__file__).parent / "configs"
 Mode = Literal["lora", "full", "base"]

@@ -80,6 +80,10 @@ def loading(what: str) -> None:
         print(f"loading {what} ...", flush=True)
 
 
+def notice(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     """Whose errors are one line, as all are."""
 

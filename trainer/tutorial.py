@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tutorial(asked: argparse.Namespace) -> None:
-    from .config import resolve
+    from .config.resolving import resolve
     from .runs.run import run  # only now: diffusers and peft take seconds to import
 
     folders = {}

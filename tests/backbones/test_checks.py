@@ -165,7 +165,7 @@ def test_a_cache_that_is_a_file_and_a_full_disk(edit, edit_whole, photos, tmp_pa
     (tmp_path / "cache").write_text("")
     asked = options(edit, edit_whole, photos, tmp_path / "runs")
     assert "--cache: " in ends([*asked, "--cache", str(tmp_path / "cache")], capsys)[0]
-    monkeypatch.setattr(checks.psutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(checks.space.psutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     (error,) = ends(asked, capsys)
     assert "encoded images and captions" in error and "checkpoints and weights files" in error
 
@@ -184,9 +184,11 @@ def test_a_hub_s_source_is_looked_at_before_anything_is_encoded(edit, edit_whole
         return str(tmp_path / "fetched")
 
     monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(checks, "has_gpu", lambda: True)
+    for module in (checks.environment, checks.model):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
     monkeypatch.setattr(ImageRun, "request", lambda *_, **__: pytest.fail("rows were read"))
-    monkeypatch.setattr(checks, "usable_rows", lambda *_, **__: [])
+    for module in (checks.facts, checks.data):
+        monkeypatch.setattr(module, "usable_rows", lambda *_, **__: [])
     monkeypatch.setattr(sources, "auth_check", lambda repository: None)
     asked = options(edit, edit_whole, photos, tmp_path / "runs")
     asked[asked.index("--source") + 1] = "owner/model"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import twinflow.diffusers
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee
 from twinflow.presets import Sampling, near

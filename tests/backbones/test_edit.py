@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from trainer import TrainerError
 from trainer.backbones import flux2_klein
 from trainer.cli import main
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee, VelocityModel
 from twinflow import objective

@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainer import TrainerError
 from trainer.cli import main
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.runs import encoders
 from trainer.weights import placement
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Plain, Trainee, VelocityModel
 from twinflow.presets import SAMPLING

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from trainer import evaluate
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.generate import main
 from trainer.runs import pictures
 from trainer.weights import inference

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from trainer import TrainerError
 from trainer.cli import main
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights import lora, origin
 from trainer.weights.inference import load_trained
 from trainer.weights.lora_file import read_adapter

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from trainer import TrainerError
 from trainer.backbones import sources
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.runs.resume import fingerprint
 from trainer.tensors import deferred
 from trainer.weights import origin

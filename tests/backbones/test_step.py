@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights.trainee import Trainee
 from twinflow import objective
 from twinflow.presets import OBJECTIVES

@@ -1,4 +1,4 @@
-"""Writes example_workflows/*.json through the real frontend, from graphs.py.
+"""Writes example_workflows/*.json through the real frontend, from templates/.
 
     COMFYUI_PATH=... PLAYWRIGHT=folder/with/node_modules python tests/comfyui/make_workflows.py [TITLE ...]
 
@@ -12,8 +12,10 @@ from pathlib import Path
 import workflow
 from browser import task
 from conftest import find_comfyui
-from graphs import FILES, TEMPLATES, Template, files_of
 from server import Server
+from templates import TEMPLATES
+from templates.files import FILES, files_of
+from templates.template import Template
 
 CORE = "0.3.64"  # the oldest that has all of core's nodes in the graphs
 

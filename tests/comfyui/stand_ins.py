@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tiny
 import torch
-from graphs import SHARDS
+from templates.files import SHARDS
 
 SAMPLER = '[{"steps": 4, "style": "any", "stochasticity": 0.0, "gaps": [0.001, 0.5]}]'
 FAMILY = {  # the longest beginning first

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import workflow
-from graphs import FILES, PICTURES, SHARDS, TEMPLATES, Template
 from make_workflows import job
 from PIL import Image
+from templates import TEMPLATES
+from templates.files import FILES, SHARDS
+from templates.template import PICTURES, Template
 
 INTERFACE = json.loads(Path(__file__).with_name("interface.json").read_text())
 every = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.title)
@@ -41,8 +43,8 @@ def test_every_node_that_makes_a_picture_appears():
 
 
 @every
-def test_is_what_graphs_says(template):
-    """Whoever changes graphs.py runs make_workflows.py."""
+def test_is_what_its_template_says(template):
+    """Whoever changes templates/ runs make_workflows.py."""
     found = workflow.prompt(workflow.read(template.title))
     wanted = job(template)
     assert set(found) == set(wanted["graph"])

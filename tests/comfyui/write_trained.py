@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer.backbones import flux2_klein, krea2, qwen_image, qwen_image_21, sd3, z_image
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.weights.inference import generate, load_trained
 from trainer.weights.trainee import Trainee
 from twinflow.draws import draw

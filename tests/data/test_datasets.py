@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from trainer import TrainerError
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.data import datasets
 from trainer.data.sources import Source
 

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from trainer import TrainerError
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.data import rows as training_rows
 from trainer.data.report import Report
 

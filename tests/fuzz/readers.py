@@ -17,7 +17,8 @@ from PIL import Image
 from reader import Reader
 
 from trainer.cli import read_file
-from trainer.config import read_settings, resolve
+from trainer.config.resolving import resolve
+from trainer.config.saved import read_settings
 from trainer.data import Cache, Encoder, image_files, parquet, prompts, tables
 from trainer.data.cache import Caption, Shot
 from trainer.data.digests import Digests

@@ -8,7 +8,7 @@ import yaml
 from trainer import TrainerError
 from trainer.backbones import backbone
 from trainer.cli import CONFIGS, main, read_file
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.plan.memory import GIB, plan
 
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -12,7 +12,7 @@ from trainer import TrainerError
 from trainer.backbones import backbone, trainable
 from trainer.backbones.sources import in_dtype, with_exact
 from trainer.cli import main
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.plan import activations, memory, table
 from trainer.plan.activations import Counter
 from trainer.plan.memory import GIB
@@ -354,7 +354,7 @@ def test_small_models_have_a_plan_too(mode, name, capsys):
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_files_on_disk_are_as_planned(mode, tmp_path):
     """The state and the weights file of a real run."""
-    from trainer.config import read_settings
+    from trainer.config.saved import read_settings
     from trainer.plan import disk
     from trainer.training import checkpoint
     from trainer.weights import files

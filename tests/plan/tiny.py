@@ -4,7 +4,8 @@ import copy
 from dataclasses import replace
 
 from trainer.backbones import backbone
-from trainer.config import Settings, from_flat
+from trainer.config.flat import from_flat
+from trainer.config.settings import Settings
 
 CONFIGS = {
     "qwen-image": dict(

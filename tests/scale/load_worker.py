@@ -13,7 +13,7 @@ from torch import distributed
 from worker import shard  # beside this file
 
 from trainer.backbones import sources
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.runs import run, run_of
 from trainer.tensors import sharding
 from trainer.training import loop, optimizers

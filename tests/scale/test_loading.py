@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from trainer.config import from_flat
+from trainer.config.flat import from_flat
 from trainer.plan import memory
 
 from ..backbones.forms import written

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer import TrainerError
-from trainer.config import Training
+from trainer.config.sections import Training
 from trainer.training import checkpoint, optimizers
 from twinflow.weights import load
 

@@ -4,7 +4,7 @@ import diffusers
 import torch
 
 from trainer.backbones import qwen_image, sd3
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 
 LAYERS = 3
 QWEN = dict(

@@ -19,7 +19,8 @@ from tiny import batch, config, plain  # beside this file; a dependency brings a
 from torch.distributed.fsdp import FSDPModule
 
 from trainer.cli import main as command
-from trainer.config import Training, resolve
+from trainer.config.resolving import resolve
+from trainer.config.sections import Training
 from trainer.console import guarded
 from trainer.data.order import rows_at
 from trainer.runs import digits

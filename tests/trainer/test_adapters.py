@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.backbones.digits import BACKBONES
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.training import optimizers
 from trainer.weights import lora
 from trainer.weights.teachers import WithWeights

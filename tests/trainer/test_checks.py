@@ -1,15 +1,18 @@
 """Checks before work: --dry-run and the run end in the same lines, and nothing is made, encoded or trained by then."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from trainer import config, console
+from trainer import console
 from trainer.backbones import backbone, digits
 from trainer.cli import main
+from trainer.config.flat import from_flat
 from trainer.plan.card import Card
 from trainer.runs import checks
+from trainer.runs.checks import environment, facts, space
 from twinflow.weights import load, save
 
 GIB = 2**30
@@ -45,7 +48,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_a_dry_run_ends_as_the_run_does(name, tmp_path, capsys, monkeypatch):
     mode, options, words = SMALL[name]
-    monkeypatch.setattr(checks, "find_spec", lambda package: None if package == "wandb" else True)
+    monkeypatch.setattr(environment, "find_spec", lambda package: None if package == "wandb" else True)
     code, errors = ends(mode, [*options, "--out", str(tmp_path / "runs"), "--threads", "1"], capsys)
     assert code == 2 and all(any(word in line for line in errors) for word in words), errors
     assert not list(tmp_path.rglob("*"))
@@ -66,7 +69,7 @@ def test_a_dry_run_may_yet_be_without_a_gpu_and_data(tmp_path, capsys):
 
 
 def test_all_is_said_in_one_go(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda package: None if package == "wandb" else True)
+    monkeypatch.setattr(environment, "find_spec", lambda package: None if package == "wandb" else True)
     options = ["--model", "digits", "--targets", "to_x", "--block-swap", "9", "--checkpointing", "--tracker", "wandb"]
     code, errors = ends("lora", [*options, "--out", str(tmp_path)], capsys)
     assert code == 2 and len(errors) == 3, errors
@@ -132,7 +135,7 @@ def found(settings, **changes):
     """What the checks say of a machine with this card, and what they notify of."""
     told = []
     try:
-        checks.check(config.from_flat(settings), told.append)
+        checks.check(from_flat(settings), told.append)
     except checks.TrainerError as error:
         return str(error).split("\nerror: "), told
     return [], told
@@ -143,7 +146,7 @@ def test_the_card_at_hand(monkeypatch):
     settings = dict(model="emoji", out="nowhere-to-be-made", batch=128, accumulation=1, name="x", checkpointing=False)
     settings |= dict(targets="all", dtype="bf16")
     large = Card("a card", 80 * GIB, 79 * GIB, (9, 0), ("sm_80", "sm_90"))
-    monkeypatch.setattr(checks, "has_gpu", lambda: True)
+    monkeypatch.setattr(environment, "has_gpu", lambda: True)
     for own, errors, notices in (
         (large, [], []),
         (large._replace(total=int(0.4 * GIB), free=int(0.4 * GIB)), ["a card, which has 0.4 GiB"], []),
@@ -154,7 +157,7 @@ def test_the_card_at_hand(monkeypatch):
         (large._replace(capability=(12, 0), built=("sm_80", "compute_90")), [], []),
         (large._replace(capability=(8, 9)), [], []),
     ):
-        monkeypatch.setattr(checks, "card", lambda own=own: own)
+        monkeypatch.setattr(facts, "card", lambda own=own: own)
         said, told = found(settings)
         assert len(said) == len(errors) and all(word in text for word, text in zip(errors, said)), (own, said)
         assert len(told) == len(notices) and all(word in text for word, text in zip(notices, told)), (own, told)
@@ -162,7 +165,7 @@ def test_the_card_at_hand(monkeypatch):
 
 def test_little_disk(tmp_path, capsys, monkeypatch):
     free = [10 * GIB]
-    monkeypatch.setattr(checks.psutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]}))
+    monkeypatch.setattr(space.psutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]}))
     options = ["--model", "digits", "--out", str(tmp_path / "runs"), "--dry-run"]
     assert main("lora", options) == 0
     free[0] = 1000
@@ -172,14 +175,14 @@ def test_little_disk(tmp_path, capsys, monkeypatch):
 
 
 def test_old_packages(monkeypatch):
-    monkeypatch.setattr(checks, "version", lambda name: {"peft": "0.9.1", "torch": "2.10.0+cu128"}.get(name, "99.0"))
+    monkeypatch.setattr(environment, "version", lambda name: {"peft": "0.9.1", "torch": "2.10.0+cu128"}.get(name, "99.0"))
     said, _ = found(dict(model="digits", out="nowhere-to-be-made", name="x"))
     assert len(said) == 1 and "peft 0.9.1; expected 0.19 or newer" in said[0]
 
 
 def test_the_versions_are_those_of_the_project():
-    text = (checks.Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
-    for name, least in checks.NEEDED.items():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
+    for name, least in environment.NEEDED.items():
         assert f'"{name}>={least}"' in text, name
 
 
@@ -187,9 +190,9 @@ def test_a_package_that_is_there_and_broken(monkeypatch):
     def broken(name):
         raise OSError("undefined symbol: _ZN3c10\nmore")
 
-    monkeypatch.setattr(checks, "import_module", broken)
+    monkeypatch.setattr(environment, "import_module", broken)
     settings = dict(model="digits", out="nowhere-to-be-made", name="x", optimizer="adamw8bit")
-    monkeypatch.setattr(checks.optimizers, "find_spec", lambda name: True)
+    monkeypatch.setattr(environment.optimizers, "find_spec", lambda name: True)
     said, _ = found(settings)
     assert said == ["--optimizer adamw8bit: torchao cannot be imported (undefined symbol: _ZN3c10); pip install -U torchao, or "
                     "another --optimizer"]  # fmt: skip

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from trainer import cli, generate, hints, shell
-from trainer.config import Settings, resolve
+from trainer.config.resolving import resolve
+from trainer.config.settings import Settings
 from trainer.runs import summary
 
 from .conftest import ROOT, TINY

@@ -10,7 +10,11 @@ import pytest
 from trainer import TrainerError
 from trainer.backbones import backbone
 from trainer.cli import EXTRA, main, read_file
-from trainer.config import OBJECTIVE, OPTIONS, Settings, flag, read_settings, resolve
+from trainer.config.options import flag
+from trainer.config.resolving import resolve
+from trainer.config.saved import read_settings
+from trainer.config.sections import OBJECTIVE
+from trainer.config.settings import OPTIONS, Settings
 from trainer.hints import ANSWERS, CALLED, VALUES
 from twinflow.backbones import all_backbones, canonical, models
 from twinflow.objective import Objective

@@ -11,8 +11,9 @@ from functools import partial
 
 import pytest
 
-from trainer import Stopped, TrainerError, config, console
+from trainer import Stopped, TrainerError, console
 from trainer.cli import main
+from trainer.config.resolving import resolve
 from trainer.generate import main as generate
 from trainer.runs import resume
 from trainer.tutorial import main as tutorial
@@ -157,9 +158,9 @@ def test_control_characters_of_any_value(tmp_path, monkeypatch, capsys, run, opt
 
 @pytest.mark.parametrize("value", ["\n", "a\tb", "\x1b]0;title\x07"])
 def test_notices_are_one_line(capsys, value):
-    config.notice(f"--trigger {value} stays")
+    console.notice(f"--trigger {value} stays")
     assert capsys.readouterr().err == f"--trigger {repr(value)[1:-1]} stays\n"
-    then, now = (config.resolve("lora", dict(model="sana", caption=text)) for text in ("old", value))
+    then, now = (resolve("lora", dict(model="sana", caption=text)) for text in ("old", value))
     assert value not in (told := resume.changes(now, then)["caption"]) and repr(value)[1:-1] in told
 
 

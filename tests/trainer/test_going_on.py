@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.cli import main
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.runs import resume
 from trainer.training import checkpoint
 from trainer.weights import files

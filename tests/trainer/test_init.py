@@ -10,7 +10,7 @@ import torch
 
 from trainer.backbones import backbone
 from trainer.cli import main
-from trainer.config import resolve
+from trainer.config.resolving import resolve
 from trainer.generate import main as draw
 from trainer.weights import files, origin
 from trainer.weights.inference import load_trained

@@ -12,7 +12,9 @@ from trainer import TrainerError
 from trainer.backbones import backbone
 from trainer.backbones.shifts import Shift
 from trainer.cli import main
-from trainer.config import Training, from_flat, resolve
+from trainer.config.flat import from_flat
+from trainer.config.resolving import resolve
+from trainer.config.sections import Training
 from trainer.training.loop import learning_rate
 
 

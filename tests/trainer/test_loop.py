@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from trainer import Diverged, TrainerError
-from trainer.config import Training
+from trainer.config.sections import Training
 from trainer.data.order import rows_at
 from trainer.training import checkpoint, loop
 from trainer.training.ahead import Ahead

@@ -89,7 +89,7 @@ def wandb(monkeypatch, tiny, tmp_path):
 
     def run(module, *options):
         monkeypatch.setitem(sys.modules, "wandb", module)
-        for module in ("training.trackers", "runs.checks"):
+        for module in ("training.trackers", "runs.checks.environment"):
             monkeypatch.setattr(f"trainer.{module}.find_spec", lambda name: True)
         monkeypatch.setattr("accelerate.tracking._available_trackers", [tracking.LoggerType.WANDB])
         return main("lora", [*tiny, *SHORT, "--out", str(tmp_path), "--tracker", "wandb", *options])

@@ -1,4 +1,4 @@
-"""The GPU at hand, as far as the plan is concerned."""
+"""The GPUs at hand, as far as the plan is concerned."""
 
 import os
 from typing import NamedTuple
@@ -40,3 +40,13 @@ def card() -> Card | None:
     number = int(os.environ.get("LOCAL_RANK", "0"))
     about, (free, total) = torch.cuda.get_device_properties(number), torch.cuda.mem_get_info(number)
     return Card(about.name, total, free, (about.major, about.minor), tuple(torch.cuda.get_arch_list()))
+
+
+def has_gpu() -> bool:
+    return torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+
+
+def cards() -> int:
+    """Over which FSDP shards."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return max(1, int(os.environ.get("WORLD_SIZE", "1"))) if fsdp else 1

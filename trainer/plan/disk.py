@@ -5,7 +5,7 @@ from math import ceil
 from typing import NamedTuple
 
 from ..backbones import Backbone
-from ..config import DTYPES, Settings
+from ..config.settings import DTYPES, Settings
 from .memory import OPTIMIZERS, Trained, numbers, skeleton, text_width, trained
 
 LETTERS = 3  # of a caption to a token, at least; so that no cache is thought larger than it gets

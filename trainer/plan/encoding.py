@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..backbones import Backbone
-from ..config import DTYPES, Settings
+from ..config.settings import DTYPES, Settings
 
 GIB = 2**30
 TILE = 512  # pixels of a side, see backbones.images.tile

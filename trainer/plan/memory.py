@@ -16,7 +16,7 @@ from torch import nn
 
 from .. import TrainerError
 from ..backbones import Backbone
-from ..config import Settings
+from ..config.settings import Settings
 from ..data import datasets
 from ..data.sources import Source
 from ..weights.block_swap import blocks_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone
-from ..config import Settings
+from ..config.settings import Settings
 from ..weights.block_swap import blocks_of
 from . import disk
 from .memory import GIB, Plan, image_size, plan, skeleton

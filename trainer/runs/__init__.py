@@ -16,7 +16,7 @@ from twinflow.objective import Condition
 from ..backbones import Backbone
 from ..backbones.digits import Digits
 from ..backbones.emoji import Emoji
-from ..config import Settings
+from ..config.settings import Settings
 from ..data.prompts import Prompt
 from ..training.log import Log
 from .digits import DigitsRun

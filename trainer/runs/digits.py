@@ -21,7 +21,7 @@ from twinflow.weights import save
 
 from .. import TrainerError
 from ..backbones.digits import ARCHITECTURE, SIDE, TOKENS, Digits
-from ..config import Settings
+from ..config.settings import Settings
 from ..data.order import rows_at
 from ..data.prompts import Prompt as Asked
 from ..seeds import seed_of

@@ -22,7 +22,7 @@ from twinflow.words import Words, load_words, save_words
 
 from .. import TrainerError
 from ..backbones.emoji import Emoji, to_images, to_latents
-from ..config import Settings
+from ..config.settings import Settings
 from ..data.emoji import NumberedEmoji, Pictures, sayable, split, vocabulary
 from ..data.prompts import Prompt as Asked
 from ..training.log import Log

@@ -14,7 +14,7 @@ from .. import TrainerError
 from ..backbones import Backbone
 from ..backbones.images import tile
 from ..backbones.sources import is_hub_id
-from ..config import DTYPES, Settings
+from ..config.settings import DTYPES, Settings
 from ..weights import placement, quantise
 
 END = 2**20  # bytes at either end of a file that tell it from others

@@ -22,7 +22,9 @@ from twinflow.weights import Provenance, read_header
 from .. import TrainerError, console
 from ..backbones import Backbone, backbone
 from ..backbones.sources import in_dtype
-from ..config import DTYPES, Settings, read_settings, resolve
+from ..config.resolving import resolve
+from ..config.saved import read_settings
+from ..config.settings import DTYPES, Settings
 from ..data import free, prompts
 from ..data.prompts import Prompt
 from ..data.report import Report, listing

@@ -19,7 +19,7 @@ from twinflow.objective import Condition
 from .. import TrainerError, console, data
 from ..backbones import Backbone, sources
 from ..backbones.images import tile
-from ..config import Settings
+from ..config.settings import Settings
 from ..data import Cache, CachedData, DataRequest, Encoder, prompts
 from ..data.buckets import Buckets
 from ..data.cache import Caption, Shot

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from twinflow.objective import Condition, Objective, Velocity
 
 from ..backbones.small_qwen_image import SmallQwenImage
-from ..config import Settings, Training
+from ..config.sections import Training
+from ..config.settings import Settings
 from ..tensors import sharding
 from ..training import disk, optimizers
 from ..training.log import Log

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from twinflow.objective import Condition, Velocity
 from twinflow.presets import SAMPLING, Sampling, near
 
-from ..config import Settings
+from ..config.settings import Settings
 from ..training.log import Log
 from ..training.loop import said_anywhere
 from ..weights.inference import Guided, generate, noise

@@ -9,7 +9,10 @@ from torch import nn
 from twinflow.plain_json import printable
 
 from .. import SEVERAL, TrainerError
-from ..config import OBJECTIVE, OPTIONS, Settings, flag, meaningless
+from ..config.options import flag
+from ..config.resolving import meaningless
+from ..config.sections import OBJECTIVE
+from ..config.settings import OPTIONS, Settings
 from ..tensors import deferred
 from ..weights import files, lora
 from . import summary

@@ -22,7 +22,9 @@ from twinflow.weights import file_order, save_streamed
 
 from .. import Lost, TrainerError
 from ..backbones import Backbone, backbone, trainable
-from ..config import DTYPES, INIT, OPTIONS, Settings, flag, read_settings
+from ..config.options import flag
+from ..config.saved import INIT, read_settings
+from ..config.settings import DTYPES, OPTIONS, Settings
 from ..tensors import sharding
 from ..tensors.deferred import Deferred, made
 from ..tensors.deferred import outlines as outlines_of
@@ -33,6 +35,7 @@ from ..weights import files, origin
 from ..weights.teachers import WithWeights
 from ..weights.trainee import Trainee
 from . import Run, checks, drawing, lock, resume, run_of, summary
+from .folder import LONGEST_NAME, is_plain, not_writable
 from .pretraining import HasBase, pretrain
 from .previews import Previews
 
@@ -69,9 +72,9 @@ def is_wanted(settings: Settings) -> bool:
     if settings.mode == "base" and not isinstance(run_of(backbone(settings.model)), HasBase):
         own = [name for name in trainable() if isinstance(run_of(backbone(name)), HasBase)]
         raise TrainerError(f"--model {settings.model} has a published base; expected one of {', '.join(own)}")
-    if not checks.is_plain(name):
-        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes, of at most {checks.LONGEST_NAME} bytes")
-    if why := checks.not_writable(folder):
+    if not is_plain(name):
+        raise TrainerError(f"--name is {name!r}; expected a plain name without slashes, of at most {LONGEST_NAME} bytes")
+    if why := not_writable(folder):
         raise TrainerError(f"--out {settings.run.out}: {folder} {why}; expected a writable folder")
     then = read_settings(folder, print) if (folder / "config.json").exists() else None
     changes = resume.changes(settings, then) if then else {}
@@ -361,7 +364,7 @@ def start_accelerator(settings: Settings, folder: Path) -> Accelerator:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raises TrainerError for a way of distributing that is not known here (see checks.launch, too)."""
+    """Raises TrainerError for a way of distributing that is not known here (see checks.environment.launch, too)."""
     kind = accelerator.distributed_type
     if kind == DistributedType.NO or "MULTI" in kind.value:
         return

@@ -8,7 +8,9 @@ from twinflow.plain_json import printable
 
 from .. import shell
 from ..backbones import Backbone
-from ..config import Settings, flag, resolve
+from ..config.options import flag
+from ..config.resolving import resolve
+from ..config.settings import Settings
 from ..data.captions import triggered
 from ..training.log import TERMS
 from . import drawing

@@ -23,7 +23,7 @@ from twinflow.weights import WeightsError, load, read_header, save
 
 from .. import console
 from ..backbones import backbone
-from ..config import Settings
+from ..config.settings import Settings
 from ..data import free
 from ..data.prompts import Prompt
 from ..runs import pictures, run_of

@@ -13,7 +13,8 @@ from twinflow.weights import WeightsError, read_header
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, packed
-from ..config import DTYPES, Settings, known_model
+from ..config.resolving import known_model
+from ..config.settings import DTYPES, Settings
 from ..runs import run_of
 from ..runs.generation import Subject, digest, settings_of, size_of
 from ..weights.lora_file import read_adapter

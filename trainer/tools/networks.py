@@ -9,7 +9,9 @@ from twinflow.weights import read_header
 
 from .. import TrainerError
 from ..backbones import Backbone, backbone, packed
-from ..config import Settings, known_model, read_settings
+from ..config.resolving import known_model
+from ..config.saved import read_settings
+from ..config.settings import Settings
 from ..data.prompts import Prompt
 from ..runs import pictures
 from ..runs.generation import Subject, digest, of_run

@@ -9,7 +9,8 @@ from twinflow.weights import Provenance, WeightsError, read_header
 
 from .. import TrainerError
 from ..backbones import backbone
-from ..config import DTYPES, Settings, read_settings
+from ..config.saved import read_settings
+from ..config.settings import DTYPES, Settings
 from ..tensors.deferred import Deferred
 from ..training import checkpoint, sharded
 from ..weights import lora, origin

@@ -26,7 +26,7 @@ from twinflow.objective import Batch, Condition, Loss, Networks, Objective, Velo
 from twinflow.roles import share_out
 
 from .. import Diverged, Lost, Stopped
-from ..config import Training
+from ..config.sections import Training
 from ..console import AGAIN
 from ..seeds import seed_of
 from ..tensors import deferred, sharding

@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.distributed.tensor import DTensor
 
 from .. import TrainerError
-from ..config import Training
+from ..config.sections import Training
 
 
 def split(network: nn.Module, tensors: dict[str, nn.Parameter], optimizer: str) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from twinflow.atomic import write_text
 
 from .. import TrainerError
-from ..config import Settings
+from ..config.settings import Settings
 
 PROJECT = "twinflow"  # on W&B, where a run goes by its own name
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from twinflow import adapter
 
 from ..backbones import Backbone
-from ..config import Adapter
+from ..config.sections import Adapter
 
 PREFIX = "diffusion_model."  # of the second time embedder's names; ComfyUI's own
 NAME = re.compile(r"(.*)\.lora_([AB])\.default\.weight")

@@ -21,7 +21,8 @@ from twinflow.weights import Provenance, WeightsError, read_header
 
 from .. import TrainerError
 from ..backbones import Backbone
-from ..config import INIT, Settings
+from ..config.saved import INIT
+from ..config.settings import Settings
 from ..tensors import deferred
 from . import lora
 from .lora_file import Adapter, read_adapter

@@ -13,7 +13,7 @@ from twinflow.weights import Provenance
 from .. import TrainerError
 from ..backbones import Backbone, attention
 from ..backbones.sources import in_dtype
-from ..config import Settings
+from ..config.settings import Settings
 from ..tensors import deferred, sharding
 from . import lora
 from .block_swap import BlockSwap, blocks_of
