@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Failed(Exception):
-    """With the last line of what the command said."""
+    """With the last line of what the command said, and pytest's tests that failed."""
 
 
 class NotRun(Exception):
@@ -20,5 +20,6 @@ def run(*command, environment: dict[str, str] | None = None, cwd: Path = ROOT) -
     done = subprocess.run([*map(str, command)], env=os.environ | (environment or {}), cwd=cwd, capture_output=True, text=True)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or [f"exit {done.returncode}"]
     if done.returncode:
-        raise Failed(lines[-1].strip("= "))
+        tests = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        raise Failed("; ".join([lines[-1].strip("= "), *tests]))
     return lines[-1].strip("= ")
