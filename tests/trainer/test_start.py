@@ -21,6 +21,11 @@ def start(*options, **changes):
     return subprocess.Popen([*COMMAND, *map(str, options)], cwd=ROOT, **dict(stdout=pipe, stderr=pipe, text=True) | changes)
 
 
+def heard():
+    """Ctrl-C is, also where the tests run in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_first_line_is_there_within_three_seconds(tmp_path):
     before = time.monotonic()
     with start("--out", tmp_path, "--targets", "to_x") as run:
@@ -60,7 +65,7 @@ def test_what_is_imported_says_nothing():
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("seconds", [0, 0.5, 2, 5])
 def test_ctrl_c_at_any_time_is_one_line(tmp_path, seconds):
-    with start("--out", tmp_path, "--steps", "500", "--base-steps", "500") as run:
+    with start("--out", tmp_path, "--steps", "500", "--base-steps", "500", preexec_fn=heard) as run:
         assert "loading PyTorch" in run.stdout.readline()
         time.sleep(seconds)
         run.send_signal(signal.SIGINT)
@@ -84,7 +89,8 @@ def command():
     except KeyboardInterrupt:
         raise {fault}
 sys.exit(console.started("a name", command))"""
-    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    called = dict(cwd=ROOT, capture_output=True, text=True, timeout=100, preexec_fn=heard)
+    made = subprocess.run([sys.executable, "-c", code], **called)
     assert made.returncode == 130 and made.stderr.startswith("stopped; ") and made.stderr.count("\n") == 1, made.stderr
 
 
