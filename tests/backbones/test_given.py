@@ -122,7 +122,8 @@ def test_published_forms(qwen, draw, tmp_path):
     save({f"model.diffusion_model.{name}": t for name, t in load(qwen.files["full"]).items()}, single)
     for given in (place.parent, place, min(place.glob("*.safetensors")), single):
         latents, _, facts = draw(qwen, "--weights", given, "--steps", 2)
-        assert torch.equal(latents, wanted) and facts["sampler"]["stochasticity"] == 1.0, given
+        torch.testing.assert_close(latents, wanted)  # some processors add in another order where a weight lies elsewhere
+        assert facts["sampler"]["stochasticity"] == 1.0, given
 
 
 def test_quantised_forms(qwen, draw, tmp_path):

@@ -203,8 +203,9 @@ def encoded(family, source):
 
 def same(ours, wanted):
     for one, other in zip(ours, wanted, strict=True):
-        assert torch.equal(one.embeds, other.embeds) and one.embeds.isfinite().all()
-        assert (one.pooled is None) == (other.pooled is None) and (one.pooled is None or torch.equal(one.pooled, other.pooled))
+        assert one.embeds.isfinite().all()
+        # not equal: some processors add in another order where a weight lies elsewhere
+        torch.testing.assert_close((one.embeds, one.pooled), (other.embeds, other.pooled))
 
 
 @in_comfyui

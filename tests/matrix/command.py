@@ -20,6 +20,7 @@ def run(*command, environment: dict[str, str] | None = None, cwd: Path = ROOT) -
     done = subprocess.run([*map(str, command)], env=os.environ | (environment or {}), cwd=cwd, capture_output=True, text=True)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or [f"exit {done.returncode}"]
     if done.returncode:
-        tests = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        named = [line.partition(" ")[2].partition(" - ")[0] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        tests = [name for name in named if "::" in name]  # a log's errors look alike
         raise Failed("; ".join([lines[-1].strip("= "), *tests]))
     return lines[-1].strip("= ")
