@@ -24,7 +24,7 @@ demo tutorial: export OMP_WAIT_POLICY = PASSIVE
 
 demo: $(STAMP)
 	@echo "== distilling the emoji base with TwinFlow (about 6 minutes on two cores, more where they are busy)"
-	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 540 --evaluate 100
+	$(BIN)/python -m trainer.full --model emoji --name emoji-demo --steps 480 --evaluate 100
 	@echo "== look at runs/emoji-demo/grid.png"
 
 tutorial: $(STAMP)

@@ -7,7 +7,7 @@
     python benchmarks/twin.py grid FILE ...                             grid.png in --folder: one step of each, and the base
 
 Equal cost is an equal number of forward equivalents (1 a row that goes through a network, 3 with its backward pass): as many
-as 180 steps of 64 images with the twin take, or 720 of 16, which is make demo.  They are counted with the run's own objective
+as 180 steps of 64 images with the twin take, or 720 of 16.  They are counted with the run's own objective
 on a network without cost.  The runs lie in --folder; a line of the table is written when a run was judged, and is never
 measured again.
 """
