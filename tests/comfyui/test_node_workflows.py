@@ -158,5 +158,5 @@ def test_in_a_browser(server, tmp_path):
     shutil.copy(shot, ARTEFACTS / "browser.png")
     assert [i for i in found["images"] if i["filename"].startswith("twinflow_digit")]
     assert "SaveImage" in found["shown"], "the page shows no picture"
-    assert any(text.startswith("Digits") and "two-time" in text for text in found["reports"]), found["reports"]
+    assert any(text.startswith("Qwen-Image") and "two-time" in text for text in found["reports"]), found["reports"]
     assert set(found["types"]) == {n["type"] for n in workflow.read("Handwritten digits")["nodes"]}
