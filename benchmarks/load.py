@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", Path.home() / "ComfyUI"), type=Path)
     parser.add_argument("--layers", default=6, type=int, help="blocks of Qwen-Image's width; 6 are 4.1 GB in bf16")
-    parser.add_argument("--turns", default=3, type=int)
+    parser.add_argument("--turns", default=7, type=int)
     parser.add_argument("--load", nargs=3, metavar=("FOLDER", "FILE", "NODE"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
