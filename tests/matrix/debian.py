@@ -12,9 +12,9 @@ NOT_COMPILED = "dpkg-divert --quiet --rename /usr/bin/py3compile; ln -sf /bin/tr
 # Nothing of this machine can be written from within, and the mounts end with the script.
 MOUNTED = """
     mount -t proc proc proc
-    mkdir -p twinflow
-    mount -o bind,ro "$REPOSITORY" twinflow
-    exec chroot . sh -ec "cd /twinflow; $SCRIPT"
+    mkdir -p repository  # not "twinflow", which pytest would take for the package of that name
+    mount -o bind,ro "$REPOSITORY" repository
+    exec chroot . sh -ec "cd /repository; $SCRIPT"
 """
 
 
