@@ -69,7 +69,7 @@ RECIPES = {"default": "", "batch 64": LARGE}  # with shorter last jumps than the
 HALVES = {"half of RCGM": RCGM, "then half of TwinFlow": ""}
 RUNS = {  # name: how much of the time, mode and options
     **{f"{recipe}, {o}, {mode}{x}": (n, f"{mode} {own} {options}")
-       for x, n in {"": 1, ", time x 3": 3}.items()
+       for x, n in {"": 1, ", time x 3": 3, ", time x 10": 10}.items()
        for recipe, own in RECIPES.items()
        for mode in ("full", "lora")
        for o, options in {"TwinFlow": "", "RCGM": RCGM}.items()},
