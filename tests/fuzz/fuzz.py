@@ -61,6 +61,18 @@ def run(name: str, reader: Reader, inputs: int, folder: Path, seed: int = 0) -> 
     return found, smallest
 
 
+def given_to(reader: Reader, files: list[Path], folder: Path) -> list[str]:
+    """What is wrong with how the reader takes files that were not made for it."""
+    path, told = folder / f"input{reader.suffix}", []
+    reader.sound(path)
+    reader.read(path)
+    for file in files:
+        path.write_bytes(file.read_bytes())
+        if found := fault(reader, path, file.stat().st_size):
+            told.append(f"{file.name}: {found}")
+    return told
+
+
 def of_trainer() -> dict[str, Reader]:
     from readers import READERS
 
@@ -79,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
     parser.add_argument("--only", default="", metavar="NAME", help="one reader")
     parser.add_argument("--keep", type=Path, metavar="PATH", help="folder for the smallest input of each fault")
+    parser.add_argument("--files", type=Path, metavar="PATH", help="folder of files to give to every reader, and no others")
     parser.add_argument("--comfyui", type=Path, metavar="PATH", help="readers of the nodes, in this ComfyUI and by its Python")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -87,6 +100,11 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
+            if given.files:
+                told = given_to(readers[name], sorted(f for f in given.files.iterdir() if f.is_file()), Path(folder))
+                bad += len(told)
+                print(f"{name}: {len(told)} faults", *told, sep="\n  ")
+                continue
             found, smallest = run(name, readers[name], given.inputs // len(names), Path(folder), given.seed)
         bad += sum(found.values())
         print(
