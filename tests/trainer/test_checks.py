@@ -174,10 +174,11 @@ def test_little_disk(tmp_path, capsys, monkeypatch):
     assert "the disk has 0.0 MiB free" in error and "checkpoints and weights files" in error and "--keep" in error
 
 
-def test_old_packages(monkeypatch):
-    monkeypatch.setattr(environment, "version", lambda name: {"peft": "0.9.1", "torch": "2.10.0+cu128"}.get(name, "99.0"))
+@pytest.mark.parametrize("old", ["0.9.1", "0.19", "0.19.0"])
+def test_old_packages(monkeypatch, old):
+    monkeypatch.setattr(environment, "version", lambda name: {"peft": old, "torch": "2.10.0+cu128"}.get(name, "99.0"))
     said, _ = found(dict(model="digits", out="nowhere-to-be-made", name="x"))
-    assert len(said) == 1 and "peft 0.9.1; expected 0.19 or newer" in said[0]
+    assert len(said) == 1 and f"peft {old}; expected 0.19.1 or newer" in said[0]
 
 
 def test_the_versions_are_those_of_the_project():

@@ -18,7 +18,7 @@ from ...training import optimizers
 from ...weights import compiling, quantise
 from .facts import Facts, Missing
 
-NEEDED = {"accelerate": "1.10", "diffusers": "0.38", "peft": "0.19", "torch": "2.6", "transformers": "5"}
+NEEDED = {"accelerate": "1.10", "diffusers": "0.38", "peft": "0.19.1", "torch": "2.6", "transformers": "5"}
 WITH_FSDP = dict(quantize="none", block_swap=0, optimizer="adamw", compile=False)  # which shards plain weights
 
 
@@ -70,7 +70,7 @@ def version_of(package: str) -> str:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:2]))
+    return tuple(map(int, re.findall(r"\d+", text.partition("+")[0])[:3]))
 
 
 def not_importable(package: str) -> str:
