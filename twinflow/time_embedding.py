@@ -63,6 +63,11 @@ class _Waiting(threading.local):
         return _Waiting, ()
 
 
+# PyTorch 2.6 cannot compile what follows; 2.13 is the oldest that was seen to.  Before it a compiled model has a break there.
+COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+_outside_graphs = (lambda forward: forward) if COMPILED else torch.compiler.disable
+
+
 class TwoTimeEmbedder(nn.Module):
     """E(t) + (t - r) E_r(r), in place of a backbone's time embedder E; E_r is `target`, which the backbone holds itself.
 
@@ -106,6 +111,7 @@ class TwoTimeEmbedder(nn.Module):
         before, self._waiting.pair = self._waiting.pair, pair
         return before
 
+    @_outside_graphs
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         base, _ = self._held
         pair = self._waiting.pair

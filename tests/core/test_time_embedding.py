@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.backbones import backbone
 from twinflow.backbones import all_backbones
-from twinflow.time_embedding import SecondEmbedder, TwoTimeEmbedder, fold, sinusoid, to_signal
+from twinflow.time_embedding import COMPILED, SecondEmbedder, TwoTimeEmbedder, fold, sinusoid, to_signal
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "data"
 BACKBONES = {  # command-line name: file of the record, diffusers' class, tiny configuration, a layer of the embedder
@@ -361,10 +361,10 @@ def test_compiled_models_follow_every_pair(engine, inside):
     torch._dynamo.reset()
     _, model, time = toy()
     if inside:
-        compiled = torch.compile(model, backend=engine, fullgraph=True)
+        compiled = torch.compile(model, backend=engine, fullgraph=COMPILED)
         run = lambda t, r: time.of(model).at(t, r, compiled, t)
     else:
-        run = torch.compile(lambda t, r: time.of(model).at(t, r, model, t), backend=engine, fullgraph=True)
+        run = torch.compile(lambda t, r: time.of(model).at(t, r, model, t), backend=engine, fullgraph=COMPILED)
     for t, r in ((T, R), (T, T), (R, T), (T, 0.5 * R)):
         torch.testing.assert_close(run(t, r), both(model, time, t, r))
     if inside:
