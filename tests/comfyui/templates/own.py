@@ -141,7 +141,7 @@ def digits():
         {
             "1 Model": [["vae", "model"]],
             "2 Prompt": [["prompt", "empty", "latent"]],
-            "3 Sample": [["sample", "decode", "large"], ["save"]],
+            "3 Sample": [["sample"], ["decode", "large", "save"]],
         },
         {
             "model": load("base.safetensors", "digits-lora.safetensors"),

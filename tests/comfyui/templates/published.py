@@ -61,7 +61,7 @@ def core_samplers():
         {
             "1 Model": MODEL,
             "2 Prompt": [["prompt", "latent", "noise"]],
-            "3 Sample": [["schedule", "sampler"], ["guider", "sample", "decode", "plot"], ["save"]],
+            "3 Sample": [["schedule", "sampler", "plot"], ["guider", "sample"], ["decode", "save"]],
         },
         {
             "model": Z_MODEL,
@@ -94,7 +94,7 @@ def image_to_image():
             "Needs ComfyUI 0.3.74.",
             "用 Z-Image Turbo 处理你的图片。denoise 决定改动的幅度；步数不变。需要 ComfyUI 0.3.74。",
         ),
-        {"1 Model": MODEL, "2 Prompt": [["prompt", "image"]], "3 Sample": [["latent", "sample", "decode"], ["save"]]},
+        {"1 Model": MODEL, "2 Prompt": [["prompt", "image"]], "3 Sample": [["latent", "sample"], ["decode", "save"]]},
         {
             "model": Z_MODEL,
             **Z_TEXT,
@@ -118,7 +118,7 @@ def inpainting():
         {
             "1 Model": MODEL,
             "2 Prompt": [["prompt", "image"]],
-            "3 Sample": [["encoded", "latent", "sample", "decode"], ["save"]],
+            "3 Sample": [["encoded", "latent", "sample"], ["decode", "save"]],
         },
         {
             "model": Z_MODEL,
@@ -143,7 +143,7 @@ def compare_steps():
         graph[names[0]]["inputs"]["seed"] = ["seed", 0]
         graph[names[1]] = node("VAEDecode", samples=[names[0], 0], vae=["vae", 0])
         graph[names[2]] = node("SaveImage", images=[names[1], 0], filename_prefix=f"twinflow_{preset.replace(' ', '_')}")
-        columns.append(names)
+        columns.append([names[2], names[1], names[0]])
     return Template(
         "Compare 1, 2, 4 and 8 steps",
         (
