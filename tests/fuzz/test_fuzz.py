@@ -44,6 +44,17 @@ def test_it_notices(read, told, tmp_path):
     assert told in fuzz.fault(Reader(".bin", lambda path: None, read), path, 1)
 
 
+def test_files_of_others_are_given_to_a_reader(tmp_path):
+    """As --files does; a fault is told under the file's name, and what comes after it is tried, too."""
+    files = [tmp_path / name for name in ("bad.bin", "good.bin", "worse.bin")]
+    for file, text in zip(files, ("bad", "good", "worse"), strict=True):
+        file.write_text(text)
+    texts = {"good": 0, "sound": 0}
+    reader = Reader(".txt", lambda path: path.write_text("sound"), lambda path: texts[path.read_text()])
+    told = fuzz.given_to(reader, files, tmp_path)
+    assert [line.split(":")[:2] for line in told] == [[name, " foreign KeyError"] for name in ("bad.bin", "worse.bin")]
+
+
 def test_mutations_are_many_and_repeatable():
     own = [mutations.structured({"a": [1, {"b": 2}], "c": "d"}, random.Random(seed)) for seed in range(200)]
     assert len({repr(value) for value in own}) > 100
