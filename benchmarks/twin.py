@@ -39,7 +39,7 @@ from trainer.config.settings import Settings  # noqa: E402
 from trainer.runs import drawing  # noqa: E402
 from trainer.runs.emoji import BASE_SAMPLING, MULTI, SHOWN, EmojiRun  # noqa: E402
 from trainer.runs.emoji_judge import Judge, floats  # noqa: E402
-from trainer.runs.two_sample import told_apart  # noqa: E402
+from trainer.runs.two_sample import auc, told_apart  # noqa: E402
 from trainer.weights.inference import generate, load_trained, noise  # noqa: E402
 from trainer.weights.trainee import Plain  # noqa: E402
 from twinflow import objective  # noqa: E402
@@ -193,13 +193,19 @@ class Bench:
             print(path.name, f"{s.steps} NFE:", named, "mean", round(statistics.mean(over), 3), "error:", parts, flush=True)
 
     def judge_file(self, path: Path) -> None:
-        """Distances over those of the base's 32 steps, the rms beside these, and errors of pixels, by NFE."""
-        network = self.trained(path)
-        real, base = floats(self.judge.real), self.judges.metrics(self.base)
+        """By NFE: distances over those of the base's 32 steps and over those of held-out pictures, how well samples are told
+        from the latter, the rms beside the former, and errors of pixels."""
+        network, mixed = self.trained(path), torch.Generator().manual_seed(0)
+        real, unseen, base = floats(self.judge.real), floats(self.judge.unseen), self.judges.metrics(self.base)
+        unseen = unseen[torch.randperm(len(unseen), generator=mixed)]
+        seen = real[torch.randperm(len(real), generator=mixed)[: self.samples]]
+        print("real pictures:", {"told from held-out": round(auc(seen, unseen), 3)}, flush=True)
         made = {"base, 32": self.base} | {f"{s.steps} NFE": self.drawn(network, s) for s in self.own.sampling[:3]}
         for name, images in made.items():
             found = self.judges.metrics(images)
             over = {key: round(found[key] / base[key], 3) for key in ("efficientnet", "categories")}
+            over |= {f"{key} over held-out": round(found[key], 3) for key in ("efficientnet", "categories")}
+            over["told from held-out"] = round(auc(images, unseen), 3)
             over["rms"] = round(float((images - self.base).square().mean()) ** 0.5, 4)  # the noise is the base's own
             print(path.name, name, over | {key: round(v, 4) for key, v in errors(images, real).items()}, flush=True)
 
