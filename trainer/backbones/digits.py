@@ -42,7 +42,7 @@ class Digits(SmallQwenImage):
     def recipe(self, mode: str) -> dict[str, Any]:
         """What docs/digits.md found: a base with a little guidance, its velocity as the target, and Muon."""
         own = (
-            dict(steps=750, time_shift=3.0, lr=8e-3, matrix_lr=2e-2, rank=32, targets="all", alpha=32.0)
+            dict(steps=750, time_shift=3.0, lr=8e-3, matrix_lr=2e-2, rank=8, targets="all", alpha=8.0)
             if mode == "lora"
             else dict(steps=950, lr=5e-3, matrix_lr=1e-2)
         )
