@@ -106,10 +106,10 @@ def test_models_that_come_with_the_project(tmp_path, capsys):
         assert main(["--model", "emoji", *options, "--prompts", "red heart", "--output", str(path)]) == 0
         assert pictures.read(path)[0].std() > 0.1
     captured = capsys.readouterr()
-    assert captured.out.count("GiB of host memory") == 3 and "not distilled" not in captured.err
+    assert captured.out.count("GiB of host memory") == 3 and "without TwinFlow" not in captured.err
     assert main(["--model", "emoji", "--steps", "1", "--prompts", "red heart", "--output", str(tmp_path / "base.png")]) == 0
     told = capsys.readouterr().err
-    assert "--steps 1: emoji, plain, is not distilled" in told and f"--weights {file}" in told
+    assert "emoji, plain: drawn in 1 NFE without TwinFlow weights" in told and f"--weights {file}" in told
     assert main(["--model", "digits", "--prompts", "3"]) == 2 and "no published model" in capsys.readouterr().err
 
 

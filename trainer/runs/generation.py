@@ -38,7 +38,7 @@ from . import drawing, pictures, run_of
 from .previews import smaller
 
 MOST = 2**63 - 1  # of a seed
-PLAIN_STEPS = 8  # the fewest in which a model that is not distilled shows what it can
+PLAIN_STEPS = 8  # in fewer one expects TwinFlow; some plain models are made for as few
 PLACES, MEMORY = ("source", "encoders", "encoders_device", "encoders_dtype"), ("quantize", "block_swap", "dtype")
 
 
@@ -131,7 +131,7 @@ def draw(args: argparse.Namespace, subject_of: Callable[[argparse.Namespace], Su
     samplings = [[sampling_of(n, args, subject) for n in prompt.steps or (args.steps,)] for prompt in asked]
     if subject.plain and (fewest := min(s.steps for row in samplings for s in row)) < PLAIN_STEPS:
         file = getattr(known, "distilled", "FILE")
-        console.notice(f"--steps {fewest}: {subject.name}, is not distilled and needs dozens; one that is: --weights {file}")
+        console.notice(f"{subject.name}: drawn in {fewest} NFE without TwinFlow weights; with them: --weights {file}")
     scales = [scale_of(prompt, args, subject) for prompt in asked]
     guided = [prompt._replace(text=settings.data.guidance_prompt) for prompt, scale in zip(asked, scales) if scale != 1]
     device = Accelerator().device
